@@ -1,0 +1,268 @@
+"""From a folder of image files to batches of Lab tensors: split, gather, augmentation, `DataLoader`."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import Constants
+from LabCache import Entry, LabCache
+from Photos import find_photos
+from utils import UserError, seed_for
+
+
+class Crop(NamedTuple):
+    """A box within the image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Draw(NamedTuple):
+    """One batch, decided but not yet read: which images, how many of them mirrored, which crop for each group."""
+
+    rows: Tensor
+    flipped: int = 0
+    crops: tuple[Crop, ...] = ()
+
+
+class LabImages(Dataset):
+    """The images of one subset: a batch is one gather from the mapped records.
+
+    `images[i]` is the i-th image as (L (1,128,128) in 0..1, ab (2,128,128) in Lab units); batches come
+    from `__getitems__`, which the DataLoader calls with a whole `Draw`.
+    """
+
+    def __init__(self, records: Tensor, rows: Tensor, names: list[str], statistics: np.ndarray) -> None:
+        self.records = records
+        self.rows = rows
+        self.names = names
+        self.statistics = statistics  # (N,4) float64: mean a, mean b, mean a squared, mean b squared
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        lightness, ab = self.__getitems__(Draw(torch.tensor([index])))
+        return lightness[0], ab[0]
+
+    def __getitems__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """L (B,1,128,128) in 0..1 and ab (B,2,128,128) in Lab units, both float32, augmented as drawn."""
+        lab = augment(self.records[self.rows[draw.rows]], draw)
+        return lab[:, :1].div(100 * Constants.LAB_SCALE), lab[:, 1:].div(Constants.LAB_SCALE)
+
+
+def augment(lab: Tensor, draw: Draw) -> Tensor:
+    """Records (B,3,128,128) int16 -> float32 of the same shape, mirrored and cropped as drawn.
+
+    The order of a batch is random, so mirroring its first k images, with k drawn from a binomial
+    distribution, is mirroring each with its own coin; and a crop shared by a group is an ordinary slice.
+    """
+    if draw.flipped:
+        lab[: draw.flipped] = lab[: draw.flipped].flip(-1)
+    if not draw.crops:
+        return lab.float()
+    side = lab.shape[-1]
+    groups = lab.split(Constants.CROP_GROUP)
+    return torch.cat(
+        [
+            F.interpolate(
+                group[:, :, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].float(),
+                size=(side, side),
+                mode="bilinear",
+                align_corners=False,
+            )
+            for group, crop in zip(groups, draw.crops, strict=True)
+        ]
+    )
+
+
+class TrainingBatches(Sampler):
+    """The draws of one epoch: every image once per copy, in an order that depends on (seed, epoch) alone.
+
+    `set_epoch(epoch, start)` chooses the epoch, and the batch to begin with where one goes on within it.
+    """
+
+    def __init__(self, images: int, batch_size: int, copies: int, seed: int, crop_area: float) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.copies = copies
+        self.seed = seed
+        self.crop_area = crop_area
+        self.epoch, self.start = 1, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return -(-self.images * self.copies // self.batch_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", self.epoch))
+        order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.copies)])
+        for number, rows in enumerate(order.split(self.batch_size)):
+            flipped = int(torch.randint(2, (len(rows),), generator=generator).sum())
+            crops = tuple(self._crop(generator) for _ in range(-(-len(rows) // Constants.CROP_GROUP)))
+            if number >= self.start:
+                yield Draw(rows, flipped, crops)
+
+    def _crop(self, generator: torch.Generator) -> Crop:
+        """A box of random area and aspect, as torchvision's RandomResizedCrop draws it, from our own generator."""
+        area, aspect, top, left = torch.rand(4, generator=generator).tolist()
+        side = Constants.IMAGE_SIZE
+        area = self.crop_area + (1 - self.crop_area) * area
+        aspect = Constants.CROP_ASPECT ** (2 * aspect - 1)  # width over height, uniform in its logarithm
+        height = min(side, round(side * (area / aspect) ** 0.5))
+        width = min(side, round(side * (area * aspect) ** 0.5))
+        return Crop(int(top * (side - height + 1)), int(left * (side - width + 1)), height, width)
+
+
+class EvaluationBatches(Sampler):
+    """Every image once, in order, unchanged, in batches of a fixed size."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return -(-self.images // Constants.EVALUATION_BATCH)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(rows) for rows in torch.arange(self.images).split(Constants.EVALUATION_BATCH))
+
+
+def loader(images: LabImages, batches: Sampler) -> DataLoader:
+    """A DataLoader of (L (B,1,128,128), ab (B,2,128,128)); `__getitems__` has already made the batch."""
+    return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+@dataclass
+class LabData:
+    """The three subsets, what identifies them, and what was left out."""
+
+    train: LabImages
+    val: LabImages
+    test: LabImages
+    fingerprint: str
+    left_out: dict[str, str] = field(default_factory=dict)  # path -> reason
+
+    @property
+    def mean_ab(self) -> tuple[float, float]:
+        """The mean a and b of the training images, in Lab units: what the mean-colour baseline predicts."""
+        a, b = self.train.statistics[:, :2].mean(axis=0)
+        return float(a), float(b)
+
+    @staticmethod
+    def load(
+        folder: Path, output: Path, progress: Callable[[Iterable, int], Iterable] = lambda iterable, total: iterable
+    ) -> "LabData":
+        """Reads a folder of photographs, through the cache below `output`.
+
+        Raises UserError if the folder is missing or closed, holds no readable image, or too few to split.
+        """
+        if not folder.is_dir():
+            raise UserError(f"no images folder at {folder}: give an existing one with --images DIR")
+        try:
+            next(folder.iterdir(), None)
+        except OSError as error:
+            raise UserError(f"cannot look into {folder}: {error.strerror}; check its permissions") from error
+        # A picture that an earlier run wrote is not a photograph to learn from.
+        made_here = [output / name for name in ("outputs_sigmoid", "outputs_tanh", "Plots", "checkpoints")]
+        paths = list(find_photos(folder, skip=made_here))
+        cache = LabCache(output / ".cache", folder)
+        try:
+            entries = cache.update(sorted(paths), progress)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the cache below {output}: {error.strerror}; choose another --output"
+            ) from error
+        readable = {path: entry for path, entry in entries.items() if entry.sha}
+        left_out = {path: entry.reason for path, entry in entries.items() if not entry.sha}
+        if not readable:
+            others = f" ({len(left_out)} could not be read)" if left_out else ""
+            raise UserError(
+                f"no readable image in {folder}{others}: put photographs there, or name a folder with --images"
+            )
+        return _assemble(cache, split(readable, folder), left_out)
+
+
+def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: dict[str, str]) -> LabData:
+    records = torch.from_numpy(cache.map())
+    fingerprint = hashlib.sha256(str(Constants.IMAGE_SIZE).encode())
+    images = {}
+    for subset in Constants.SUBSETS:
+        # In the order of the hashes: neither names nor the listing of the folder can matter.
+        pairs = sorted((entry.sha, path) for path, entry in subsets[subset].items())
+        shas = [sha for sha, _ in pairs]
+        fingerprint.update(f"{subset} {' '.join(shas)}\n".encode())
+        images[subset] = LabImages(
+            records=records,
+            rows=torch.tensor([cache.row(sha) for sha in shas]),
+            names=picture_names([path for _, path in pairs]),
+            statistics=np.array([cache.statistics(sha) for sha in shas]),
+        )
+    return LabData(**images, fingerprint=fingerprint.hexdigest()[:16], left_out=left_out)
+
+
+def split(entries: dict[str, Entry], folder: Path) -> dict[str, dict[str, Entry]]:
+    """Which file belongs to which subset: as the folders train/, val/ and test/ say, else by the hash of the content.
+
+    Raises UserError if a subset would be empty.
+    """
+    given = {s: {p: e for p, e in entries.items() if p.startswith(f"{s}/")} for s in Constants.SUBSETS}
+    if given["train"] and given["test"]:
+        if not given["val"]:
+            shares = (1 - Constants.VALIDATION_SHARE, Constants.VALIDATION_SHARE)
+            given.update(_split_by_hash(given["train"], dict(zip(("train", "val"), shares)), folder))
+        return given
+    return _split_by_hash(entries, dict(zip(Constants.SUBSETS, Constants.SPLIT)), folder)
+
+
+def _split_by_hash(entries: dict[str, Entry], shares: dict[str, float], folder: Path) -> dict[str, dict[str, Entry]]:
+    """Divides 0..1 by the shares; the hash of a file's content, read as a number there, says where it belongs."""
+    contents = sorted({entry.sha for entry in entries.values()})
+    if len(contents) < len(shares):
+        raise UserError(
+            f"{folder} holds {len(contents)} different readable image(s), too few for {', '.join(shares)}: "
+            f"at least {len(shares)} are needed"
+        )
+    bounds = np.cumsum(list(shares.values()))[:-1]
+    names = list(shares)
+    home = {sha: names[int(np.searchsorted(bounds, int(sha[:16], 16) / 2**64, side="right"))] for sha in contents}
+    for name in names:
+        if name not in home.values():
+            fullest = max(names, key=lambda n: sum(subset == n for subset in home.values()))
+            home[next(sha for sha in contents if home[sha] == fullest)] = name
+    return {name: {path: e for path, e in entries.items() if home[e.sha] == name} for name in names}
+
+
+def picture_names(paths: list[str]) -> list[str]:
+    """A name without ending for each path, all different and fit for any file system: cats/tom.jpg is "cats_tom"."""
+    plain = ["".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in _stem(path)) for path in paths]
+    taken = {name: plain.count(name) for name in set(plain)} if len(set(plain)) < len(plain) else {}
+    return [
+        f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}"
+        if taken.get(name, 1) > 1
+        else name
+        for name, path in zip(plain, paths)
+    ]
+
+
+def _stem(path: str) -> str:
+    """The path below its subset, without the ending: at most 100 characters of it, which leaves room for a suffix."""
+    relative = Path(path)
+    if relative.parts[0] in Constants.SUBSETS and len(relative.parts) > 1:
+        relative = relative.relative_to(relative.parts[0])
+    return str(relative.with_suffix("")).replace("/", "_")[-100:]
