@@ -1,0 +1,50 @@
+"""What is particular to training and testing the Colorizer."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import Constants
+from Colorizer import Colorizer
+from LabData import EvaluationBatches, LabImages, loader
+from Pictures import Triplet, to_grey, to_srgb, triplet_picture, write_png
+from Scores import mean_scores, scores
+from Trainer import Trainer
+
+
+class ColorizerManager(Trainer):
+    """Learns the a and b of every pixel from the L channel."""
+
+    @property
+    def target(self) -> tuple[float, float]:
+        return Constants.TARGETS[self.trajectory.activation]
+
+    def build(self) -> nn.Module:
+        return Colorizer(self.settings.feature_maps, self.trajectory.activation)
+
+    def truth(self, ab: Tensor) -> Tensor:
+        return ab
+
+    def second_moment(self, images: LabImages) -> Tensor:
+        return torch.from_numpy(images.statistics[:, 2:]).mean(dim=0)
+
+    def test(self, run: str, test_mse: float) -> dict[str, object]:
+        """Colours the test images: PSNR, SSIM, CIEDE2000 and colourfulness; grey and coloured pictures, triplets."""
+        images = self.data.test
+        collected: list[dict[str, float]] = []
+        triplets: list[Triplet] = []
+        for lightness, ab in loader(images, EvaluationBatches(len(images))):
+            predicted = self.predict(lightness).cpu()
+            for light, true, guess in zip(*(t.double().numpy() for t in (lightness * 100, ab, predicted))):
+                name = images.names[len(collected)]
+                grey = to_grey(light[0])
+                original, coloured = (to_srgb(np.concatenate([light, colour])) for colour in (true, guess))
+                collected.append(scores(original, coloured))
+                if len(triplets) < Constants.TRIPLETS:
+                    triplets.append(Triplet(grey, original, coloured))
+                if len(collected) <= Constants.MAX_PICTURES:
+                    write_png(self.output.pictures(self.trajectory.activation, "gray", run) / f"{name}.png", grey)
+                    write_png(self.output.pictures(self.trajectory.activation, "color", run) / f"{name}.png", coloured)
+        title = f"Colorizer, {self.trajectory.activation}: {run}\ntest mse {test_mse:.6f}"
+        triplet_picture(self.plot(run, "triplets.png"), triplets, title)
+        return mean_scores(collected)

@@ -1,0 +1,148 @@
+"""The pictures that a run writes: grey and coloured PNG, triplets, loss plots, the sweep at a glance."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+from skimage.color import lab2rgb
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+import Constants
+from utils import write_atomically
+
+MSE_LABEL = "mse, in units of (ab + 128) / 255"
+# From Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+_PADDING, _GAP, _HEAD = 4, 16, 66  # pixels between pictures, between columns of triplets, and above them
+
+
+class Triplet(NamedTuple):
+    """One test image three times, (128,128[,3]) uint8."""
+
+    grey: np.ndarray
+    original: np.ndarray
+    coloured: np.ndarray
+
+
+def to_srgb(lab: np.ndarray) -> np.ndarray:
+    """Lab (3,H,W) float64 -> (H,W,3) uint8 sRGB; colours outside sRGB are clipped, channel by channel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of clipped values, which is what is wanted
+        return (lab2rgb(lab.transpose(1, 2, 0)) * 255).round().astype(np.uint8)
+
+
+def to_grey(lightness: np.ndarray) -> np.ndarray:
+    """L* (H,W) in 0..100 -> (H,W) uint8: the neutral grey of that L*."""
+    lab = np.stack([lightness, np.zeros_like(lightness), np.zeros_like(lightness)])
+    return to_srgb(lab)[..., 0]
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes (H,W) or (H,W,3) uint8 as a PNG. Raises OSError."""
+    write_atomically(path, Image.fromarray(pixels).save)
+
+
+def triplet_picture(path: Path, triplets: Sequence[Triplet], title: str) -> None:
+    """Two columns of triplets, pixel by pixel as they are, under a heading: grey, original, coloured."""
+    half = -(-len(triplets) // 2)
+    columns = [_triplet_column(part) for part in (triplets[:half], triplets[half:]) if part]
+    width = sum(column.width for column in columns) + _GAP * (len(columns) - 1)
+    sheet = Image.new("RGB", (width, _HEAD + columns[0].height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.multiline_text((width / 2, 6), title, "black", ImageFont.load_default(13), "ma", spacing=4, align="center")
+    for number, column in enumerate(columns):
+        left = number * (column.width + _GAP)
+        sheet.paste(column, (left, _HEAD))
+        for place, what in enumerate(Triplet._fields):
+            middle = left + _PADDING + place * (Constants.IMAGE_SIZE + _PADDING) + Constants.IMAGE_SIZE / 2
+            draw.text((middle, _HEAD), what, "black", ImageFont.load_default(12), "md")
+    write_atomically(path, sheet.save)
+
+
+def _triplet_column(triplets: Sequence[Triplet]) -> Image.Image:
+    """One triplet below the other."""
+    pictures = [p if p.ndim == 3 else p[..., None].repeat(3, axis=2) for triplet in triplets for p in triplet]
+    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return to_pil_image(make_grid(stack, nrow=len(Triplet._fields), padding=_PADDING, pad_value=255))
+
+
+def loss_plot(path: Path, model: dict) -> None:
+    """The losses of a finished model over its epochs, beside the baselines, on a logarithmic scale."""
+    figure = Figure(figsize=(6.4, 4), dpi=Constants.DPI, layout="constrained")
+    axes = figure.add_subplot()
+    history, metrics = model["history"], model["metrics"]
+    epochs = np.arange(1, len(history["train_mse"]) + 1)
+    marker = "o" if len(epochs) == 1 else None
+    axes.plot(epochs, history["train_mse"], color=BLUE, marker=marker, linewidth=1.2, label="training (augmented)")
+    axes.plot(epochs, history["val_mse"], color=ORANGE, marker=marker, linewidth=1.2, label="validation")
+    axes.axhline(metrics["mean_colour_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean colour, test images")
+    axes.axhline(metrics["grey_mse"], color=GREY, linestyle=":", linewidth=1, label="grey, test images")
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(MSE_LABEL)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    activation = f", {model['activation']}" if model["activation"] else ""
+    diverged = f"\ndiverged at epoch {metrics['diverged_epoch']}" if metrics["status"] == "diverged" else ""
+    axes.set_title(f"{model['network'].capitalize()}{activation}: {model['run']}{diverged}", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, figure.savefig)
+
+
+def summary_picture(path: Path, rows: Sequence[dict], best: dict[tuple[str, str], dict]) -> None:
+    """The sweep at a glance: a band per network and activation, a panel per weight decay, learning rate over epochs.
+
+    Each cell is the root mean square error on the validation images; where further keys were swept, of the best
+    of them. The best combination of a band is framed and starred.
+    """
+    decays = sorted({row["weight_decay"] for row in rows})
+    figure = Figure(figsize=(1.6 + 2.9 * len(decays), 0.9 + 2.5 * len(best)), dpi=Constants.DPI, layout="constrained")
+    panels = figure.subplots(len(best), len(decays), squeeze=False)
+    for band, (task, winner) in zip(panels, best.items()):
+        members = [row for row in rows if (row["network"], row["activation"]) == task]
+        rates, epochs = (sorted({row[key] for row in members}) for key in ("lr", "epoch"))
+        cells = np.full((len(decays), len(rates), len(epochs)), np.nan)
+        for row in members:
+            if row["status"] == "done":
+                place = decays.index(row["weight_decay"]), rates.index(row["lr"]), epochs.index(row["epoch"])
+                cells[place] = np.fmin(cells[place], Constants.MSE_UNIT * np.sqrt(row["val_mse"]))
+        for panel, decay, values in zip(band, decays, cells):
+            image = _heat_map(panel, values, np.nanmin(cells), np.nanmax(cells))
+            panel.set_xticks(range(len(epochs)), epochs)
+            panel.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+            panel.set_xlabel("epochs")
+            if decay == winner["weight_decay"]:
+                _mark(panel, epochs.index(winner["epoch"]), rates.index(winner["lr"]))
+            panel.set_title(f"weight decay {decay:g}", fontsize=9)
+        band[0].set_ylabel(f"{' '.join(filter(None, task))}\nlearning rate")
+        figure.colorbar(image, ax=list(band), label="validation rmse\n(Lab units)", shrink=0.9)
+    figure.suptitle("Validation error of every combination (star: the best of its row)", fontsize=10)
+    _save(figure, path)
+
+
+def _heat_map(panel, values: np.ndarray, low: float, high: float):
+    """One panel with its numbers written in, light on dark and dark on light."""
+    image = panel.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        text = "diverged" if np.isnan(value) else f"{value:.2f}"
+        light = np.isnan(value) or value > (low + high) / 2
+        panel.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if light else "white")
+    return image
+
+
+def _mark(panel, column: int, row: int) -> None:
+    panel.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor=ORANGE, linewidth=2.5))
+    panel.text(column + 0.38, row - 0.36, "★", color=ORANGE, ha="center", va="center", fontsize=10)

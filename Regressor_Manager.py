@@ -1,0 +1,49 @@
+"""What is particular to training and testing the Regressor."""
+
+import csv
+
+import torch
+from torch import Tensor, nn
+
+import Constants
+from LabData import EvaluationBatches, LabImages, loader
+from Regressor import Regressor
+from Trainer import Trainer
+from utils import write_atomically
+
+
+class RegressorManager(Trainer):
+    """Learns the mean a and the mean b of an image from its L channel."""
+
+    target = Constants.TARGETS["sigmoid"]
+
+    def build(self) -> nn.Module:
+        return Regressor(self.settings.feature_maps)
+
+    def truth(self, ab: Tensor) -> Tensor:
+        """(B,2,128,128) -> (B,2): the mean over the pixels."""
+        return ab.mean(dim=(2, 3))
+
+    def second_moment(self, images: LabImages) -> Tensor:
+        return torch.from_numpy(images.statistics[:, :2] ** 2).mean(dim=0)
+
+    def test(self, run: str, test_mse: float) -> dict[str, object]:
+        """Keeps the two numbers of each test image, predicted and true, in Lab units."""
+        images = self.data.test
+        predicted = [self.predict(lightness) for lightness, _ in loader(images, EvaluationBatches(len(images)))]
+        means = [
+            [name, *guess, *truth]
+            for name, guess, truth in zip(
+                images.names, torch.cat(predicted).tolist(), images.statistics[:, :2].tolist()
+            )
+        ]
+        path = self.plot(run, "means.csv")
+        write_atomically(path, lambda temporary: _write_means(temporary, means))
+        return {"test_means": means}
+
+
+def _write_means(path, means: list[list]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "predicted_a", "predicted_b", "true_a", "true_b"])
+        writer.writerows([name, *(f"{value:.3f}" for value in values)] for name, *values in means)

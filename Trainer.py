@@ -1,0 +1,346 @@
+"""The only training loop: epochs, evaluation, checkpoints, resuming. A subclass supplies what its network needs."""
+
+import itertools
+import math
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import Checkpoint
+import Constants
+from Checkpoint import Output
+from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
+from Pictures import loss_plot
+from Plan import Trajectory
+from utils import UserError, format_seconds, is_finite, seed_for
+
+
+class Interrupted(Exception):
+    """The training was asked to stop by a signal, and has saved itself."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+class Progress(Protocol):
+    """How a trainer tells of itself and is told to stop. `Progress` of main.py shows it."""
+
+    def advance(self, epochs: float, status: str) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def stopping(self) -> int:
+        """The number of the signal that asked for a stop, 0 if none did."""
+        ...
+
+
+class Trainer(ABC):
+    """Trains one trajectory and scores the model at each of its snapshots.
+
+    All figures named mse are in units of (ab + 128) / 255. Between two epochs nothing random is carried
+    over: what happens in an epoch depends on the seed and its number alone.
+    """
+
+    target: tuple[float, float]  # (offset, scale) of Constants.TARGETS: what the network's output means
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        data: LabData,
+        output: Output,
+        device: torch.device,
+        progress: Progress,
+        restart: bool = False,
+    ) -> None:
+        self.trajectory = trajectory
+        self.settings = settings = trajectory.settings
+        self.data = data
+        self.output = output
+        self.device = device
+        self.progress = progress
+        self.restart = restart
+        self.said_anew = False
+        self.batches = TrainingBatches(
+            len(data.train), settings.batch_size, settings.copies, settings.seed, settings.crop_area
+        )
+        self.identity = trajectory.identity(data.fingerprint)
+        self.start()
+
+    # --- What a subclass supplies ------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network, with its first weights drawn from PyTorch's generator."""
+
+    @abstractmethod
+    def truth(self, ab: Tensor) -> Tensor:
+        """What the network is to predict, in Lab units, from the ab of the images (B,2,128,128)."""
+
+    @abstractmethod
+    def second_moment(self, images: LabImages) -> Tensor:
+        """The mean square of what is to be predicted, for a and b: (2,) float64, in Lab units."""
+
+    @abstractmethod
+    def test(self, run: str, test_mse: float) -> dict[str, object]:
+        """Further figures of the model on the test images; writes the pictures that show it."""
+
+    # --- Training ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Puts the trajectory at its beginning."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(self.settings.seed, "weights"))
+            self.model = self.build().to(self.device)
+        self.optimizer = torch.optim.Adam(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            fused=True,
+        )
+        self.epoch = 0  # finished ones
+        self.batch = 0  # finished ones within the epoch that follows
+        self.squares = torch.zeros((), dtype=torch.float64, device=self.device)  # loss, summed over its images
+        self.history: dict[str, list[float]] = {"train_mse": [], "val_mse": []}
+        self.seconds = 0.0
+        self.diverged = 0  # the epoch at which a loss was no longer finite
+        self.saved_at = time.monotonic()
+
+    def train(self) -> list[dict]:
+        """Trains to the last snapshot, from wherever an earlier run left off, and returns all finished models.
+
+        Raises Interrupted when told to stop, UserError if a file cannot be written.
+        """
+        finished = self.resume()
+        while len(finished) < len(self.trajectory.snapshots):
+            if not self.diverged and self.epoch < self.trajectory.snapshots[len(finished)]:
+                self.train_epoch()
+                continue
+            model = self.finish(self.trajectory.snapshots[len(finished)])
+            finished.append(model)
+        return finished
+
+    def train_epoch(self) -> None:
+        """One pass over the training images, in the order and with the crops that belong to this epoch."""
+        began = time.monotonic()
+        number = self.epoch + 1
+        self.model.train()
+        self.batches.set_epoch(number, self.batch)
+        for lightness, ab in loader(self.data.train, self.batches):
+            self.step(lightness.to(self.device), ab.to(self.device))
+            self.batch += 1
+            self.progress.advance(1 / len(self.batches), f"{self.trajectory.task} {self.trajectory.run_name(number)}")
+            if self.progress.stopping() or time.monotonic() - self.saved_at > Constants.SAVE_SECONDS:
+                self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
+                self.save()
+        train_mse = self.squares.item() / (len(self.data.train) * self.settings.copies)
+        self.squares.zero_()
+        self.epoch, self.batch = number, 0
+        self.seconds += time.monotonic() - began
+        val_mse = sum(self.evaluate(self.data.val)) / 2
+        self.history["train_mse"].append(train_mse)
+        self.history["val_mse"].append(val_mse)
+        if not is_finite(train_mse, val_mse):
+            self.diverged = number
+
+    def step(self, lightness: Tensor, ab: Tensor) -> None:
+        """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
+        offset, scale = self.target
+        self.set_learning_rate(self.epoch * len(self.batches) + self.batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            output = self.model(lightness)
+        loss = F.mse_loss(output.float(), (self.truth(ab) + offset) / scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.squares += loss.detach() * (len(lightness) * (scale / Constants.MSE_UNIT) ** 2)
+
+    def set_learning_rate(self, step: int) -> None:
+        """The learning rate of a step: constant, or half a cosine down to zero over all epochs; after the warm-up."""
+        settings = self.settings
+        rate = settings.lr * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+        if settings.schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * step / (len(self.batches) * self.trajectory.snapshots[-1]))) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def seconds_per_epoch(self) -> float:
+        """How long an epoch will take, from a few steps after a first one; the trajectory is at its beginning again."""
+        times = []
+        for lightness, ab in itertools.islice(loader(self.data.train, self.batches), 4):
+            began = time.monotonic()
+            self.step(lightness.to(self.device), ab.to(self.device))
+            self.squares.item()  # waits for the device
+            times.append(time.monotonic() - began)
+        self.start()
+        return min(times) * len(self.batches)
+
+    # --- Evaluation --------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, lightness: Tensor) -> Tensor:
+        """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32."""
+        self.model.eval()
+        offset, scale = self.target
+        return self.model(lightness.to(self.device)) * scale - offset
+
+    def evaluate(self, images: LabImages) -> tuple[float, float]:
+        """The mse of a and that of b over all the images: exact sums, whatever the batches."""
+        squares = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for lightness, ab in loader(images, EvaluationBatches(len(images))):
+            error = self.predict(lightness) - self.truth(ab.to(self.device))
+            squares += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
+        a, b = (squares / len(images) / Constants.MSE_UNIT**2).tolist()
+        return a, b
+
+    def baselines(self, images: LabImages) -> dict[str, float]:
+        """The mse, on the same images, of predicting grey, and of predicting the training set's mean colour."""
+        mean = torch.from_numpy(images.statistics[:, :2]).mean(dim=0)
+        guess = torch.tensor(self.data.mean_ab, dtype=torch.float64)
+        square = self.second_moment(images)
+        unit = Constants.MSE_UNIT**2
+        return {
+            "grey_mse": square.mean().item() / unit,
+            "mean_colour_mse": (square - 2 * guess * mean + guess**2).mean().item() / unit,
+        }
+
+    # --- What is kept ------------------------------------------------------------------------------
+
+    def finish(self, epoch: int) -> dict:
+        """Scores the model as it is, writes its pictures and, last of all, its checkpoint, which it returns."""
+        run = self.trajectory.run_name(epoch)
+        metrics: dict[str, object] = {
+            "status": "diverged" if self.diverged else "done",
+            **self.baselines(self.data.test),
+        }
+        if self.diverged:
+            metrics["diverged_epoch"] = self.diverged
+        else:
+            a, b = self.evaluate(self.data.test)
+            metrics |= {
+                "train_mse": sum(self.evaluate(self.data.train)) / 2,
+                "val_mse": self.history["val_mse"][-1],
+                "test_mse": (a + b) / 2,
+                "test_mse_a": a,
+                "test_mse_b": b,
+                "rmse_lab": Constants.MSE_UNIT * math.sqrt((a + b) / 2),
+                **self.test(run, (a + b) / 2),
+            }
+        metrics["seconds"] = self.seconds
+        path = self.output.checkpoint(self.trajectory, epoch)
+        metrics["checkpoint"] = str(path.relative_to(self.output.root))
+        content = self.describe(epoch, metrics)
+        loss_plot(self.plot(run, "loss.png"), content)
+        self.save()
+        Checkpoint.save(content, path)
+        self.progress.say(summary_line(self.trajectory, run, metrics))
+        return content
+
+    def plot(self, run: str, what: str) -> Path:
+        return self.output.plot(self.trajectory.network, self.trajectory.activation, run, what)
+
+    def describe(self, epoch: int, metrics: dict[str, object]) -> dict[str, object]:
+        """The content of a finished model's checkpoint."""
+        hyperparameters = {"epoch": epoch}
+        hyperparameters |= {
+            k: v for k, v in self.identity.items() if k not in ("network", "activation", "images", "epochs")
+        }
+        return {
+            "model": self.model.state_dict(),
+            "network": self.trajectory.network,
+            "activation": self.trajectory.activation,
+            "run": self.trajectory.run_name(epoch),
+            "feature_maps": hyperparameters["feature_maps"],
+            "hyperparameters": hyperparameters,
+            "swept": list(self.trajectory.swept),
+            "epoch": epoch,
+            "seed": self.settings.seed,
+            "image_size": Constants.IMAGE_SIZE,
+            "metrics": metrics,
+            "history": {key: list(values) for key, values in self.history.items()},
+            "mean_ab": list(self.data.mean_ab),
+            "identity": self.identity,
+            "versions": Checkpoint.versions(),
+        }
+
+    def save(self) -> None:
+        """Saves the whole state of the trajectory. Raises Interrupted if that was asked for."""
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "squares": self.squares.item(),
+            "history": self.history,
+            "seconds": self.seconds,
+            "diverged": self.diverged,
+        }
+        Checkpoint.save(state, self.output.state(self.trajectory))
+        self.saved_at = time.monotonic()
+        if self.progress.stopping():
+            raise Interrupted(self.progress.stopping())
+
+    def resume(self) -> list[dict]:
+        """Finds what an earlier run left: returns the models that are finished, and goes on from the saved state."""
+        snapshots = self.trajectory.snapshots
+        finished = []
+        for epoch in snapshots:
+            content = self._left_over(self.output.checkpoint(self.trajectory, epoch))
+            if content is None:
+                break
+            finished.append(content)
+        if len(finished) == len(snapshots):
+            self.progress.advance(snapshots[-1], "")
+            return finished
+        state = self._left_over(self.output.state(self.trajectory))
+        if state is not None and (state["epoch"] <= snapshots[len(finished)] or state["diverged"]):
+            self._restore(state)
+            self.progress.advance(self.epoch + self.batch / len(self.batches), "")
+        return finished
+
+    def _left_over(self, path: Path) -> dict | None:
+        """What an earlier run left at `path`, if it is of this very training."""
+        if self.restart or not path.exists():
+            return None
+        try:
+            content = Checkpoint.load(path)
+        except UserError as error:
+            self.progress.say(f"{error}: it is made anew")
+            return None
+        earlier = content.get("identity", {})
+        changed = [key for key in self.identity if earlier.get(key) != self.identity[key]]
+        if changed:
+            if not self.said_anew:
+                self.progress.say(
+                    f"{self.trajectory.task} {self.trajectory.name}: starts anew, changed: {', '.join(changed)}"
+                )
+            self.said_anew = True
+            return None
+        return content
+
+    def _restore(self, state: dict) -> None:
+        """Puts the trajectory where `save` left it."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.squares.fill_(state["squares"])
+        self.history = state["history"]
+        self.seconds = state["seconds"]
+        self.diverged = state["diverged"]
+
+
+def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:
+    """One line about a finished combination."""
+    name = f"{trajectory.task} {run}"
+    if metrics["status"] == "diverged":
+        return f"{name}: diverged at epoch {metrics['diverged_epoch']}"
+    return (
+        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} "
+        f"(mean colour {metrics['mean_colour_mse']:.6f}), {format_seconds(metrics['seconds'])}"
+    )
