@@ -1,0 +1,145 @@
+"""Learns to colour grey photographs: trains both networks for every combination of the hyperparameters.
+
+    python3 main.py            # everything, on the built-in photographs or those in data/
+    python3 main.py --help     # all flags
+
+Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 interrupted by Ctrl-C, 143 by SIGTERM.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import BuiltinPhotos
+import Constants
+import Report
+from Checkpoint import Output
+from LabData import LabData
+from Plan import Trajectory, plan
+from Sweep import Sweep, bar
+from Trainer import Interrupted
+from utils import Grid, UserError, Utils, parse_feature_maps
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def feature_maps(text: str) -> int | tuple[int, ...]:
+    try:
+        return parse_feature_maps(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Parser("main.py", description="Trains the Regressor and the Colorizer.", allow_abbrev=False)
+    many = {"nargs": "+"}
+    add = parser.add_argument
+    add("--images", metavar="DIR", type=Path, default=Path(Constants.IMAGES), help="photographs to learn from (data)")
+    add("--output", metavar="DIR", type=Path, default=Path("."), help="where all results go (.)")
+    add("--network", **many, choices=Constants.NETWORKS, default=Constants.NETWORKS, help="which to train (both)")
+    add(
+        "--activation",
+        **many,
+        choices=Constants.ACTIVATIONS,
+        default=Constants.ACTIVATIONS,
+        help="of the Colorizer (both)",
+    )
+    add("--lr", **many, type=float, help="learning rates of the grid")
+    add("--epoch", **many, type=int, help="numbers of epochs of the grid")
+    add("--weight-decay", **many, type=float, help="weight decays of the grid")
+    add("--feature-maps", type=feature_maps, metavar="MAPS", help="3, or six numbers with commas, or deep")
+    add(
+        "--recipe", choices=Constants.RECIPES, default="report", help="report: as in the report; best: the best colours"
+    )
+    add("--batch-size", type=int, metavar="N", help=f"images per step ({Constants.BATCH_SIZE})")
+    add("--copies", type=int, metavar="N", help=f"passes over the images per epoch ({Constants.COPIES})")
+    add("--seed", type=int, metavar="N", help=f"of all randomness ({Constants.SEED})")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training step")
+    add("--plan", action="store_true", help="print the combinations, trajectories and epochs, and exit")
+    add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")
+    add("--restart", action="store_true", help="ignore what an earlier run left")
+    return parser
+
+
+def make_plan(options: argparse.Namespace, precision: str) -> list[Trajectory]:
+    """The plan that the flags ask for: a flag outdoes the recipe, the recipe outdoes Utils.get_hyperparameters()."""
+    flags = {
+        name: getattr(options, name)
+        for name in ("lr", "epoch", "weight_decay", "feature_maps", "batch_size", "copies", "seed")
+        if getattr(options, name) is not None
+    }
+    grid: Grid = Utils.get_hyperparameters()
+    chosen = {**Constants.RECIPES[options.recipe], **flags}
+    axes = {name: value for name, value in chosen.items() if name in ("lr", "epoch", "weight_decay")}
+    base = {name: value for name, value in chosen.items() if name not in axes}
+    axes |= {name: [flags[name]] for name in grid.names if name in flags and name not in axes}
+    return plan(grid.replaced(axes), {**base, "precision": precision}, options.network, options.activation)
+
+
+def load_images(options: argparse.Namespace) -> LabData:
+    """The images to train on; the built-in ones where data/ holds none. Says what it found and what it left out."""
+    folder = options.images
+    if folder == Path(Constants.IMAGES) and (tiles := BuiltinPhotos.fill(folder)):
+        print(
+            f"{folder}/ held no images: {tiles} tiles of scikit-image's photographs are there now (yours: --images DIR)"
+        )
+    data = LabData.load(folder, options.output, lambda work, total: bar(work, total, desc="decoding", unit=" images"))
+    for path, reason in sorted(data.left_out.items()):
+        print(f"left out {path if path.isprintable() else ascii(path)}: {reason}", file=sys.stderr)
+    left_out = f"; {len(data.left_out)} left out" if data.left_out else ""
+    sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
+    print(f"{sizes} from {folder}{left_out}")
+    return data
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
+    device = Utils.get_device(options.device)
+    trajectories = make_plan(options, Utils.get_precision(options.precision, device))
+    if options.plan:
+        print("\n".join(Report.plan_lines(trajectories)))
+        return 0
+    output = Output(options.output)
+    if options.report:
+        print("\n".join(Report.gather(output, redraw=True)))
+        return 0
+    output.prepare()
+    data = load_images(options)
+    print(Report.plan_lines(trajectories)[-1])
+    failures = Sweep(trajectories, data, output, device, options.restart).run()
+    print("\n".join(Report.gather(output)))
+    for failure in failures:
+        print(f"main.py: failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print("main.py: stopped and saved; the same command goes on from here", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("main.py: interrupted; the same command goes on from what was saved", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
