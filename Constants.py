@@ -18,6 +18,7 @@ IMAGE_SIZE = 128  # pixels a side; six halvings give the 2x2 bottleneck
 LAYERS = 6
 FEATURE_MAPS = 3  # one number for all six layers, or six numbers on the way down
 NAMED_FEATURE_MAPS = {"deep": (32, 64, 128, 256, 256, 512)}
+WIDE = 16  # from this many maps on, channels-last and bf16 pay, and so does a second thread
 MAX_FEATURE_MAPS = 4096  # wider than this is a typing error, not a network
 
 # --- Training --------------------------------------------------------------------------------------
@@ -28,7 +29,6 @@ SCHEDULE = "constant"  # of the learning rate; "cosine" looks at the total numbe
 WARMUP_STEPS = 0  # linear, before the schedule proper
 CROP_AREA = 0.6  # a random crop keeps between this share of the area and all of it
 CROP_ASPECT = 4 / 3  # ... and is at most this much wider than tall, or taller than wide
-CROP_GROUP = 4  # images of a batch that share one crop box: resizing whole groups is what makes it cheap
 
 # What --recipe sets, unless a flag says otherwise. Keys: the grid's, and any setting of the Trainer.
 RECIPES = {
@@ -53,6 +53,7 @@ SUBSETS = ("train", "val", "test")
 SPLIT = (0.8, 0.1, 0.1)  # train, val, test, by the hash of each file's content
 VALIDATION_SHARE = 0.1  # of train/, where a folder brings train/ and test/ but no val/
 LAB_SCALE = 256  # Lab is stored as 16-bit integers in steps of 1/256: 100 -> 25600, +-128 -> +-32768
+MAPPED_IMAGES = 1024  # read from the map before its pages are given back: about 100 MB
 MAX_FILE_BYTES = 1 << 30  # a larger "image" is left out unread
 MAX_PIXELS = 256 << 20  # a larger picture is taken for a decompression bomb (a JPEG is decoded smaller)
 IMAGE_ENDINGS = frozenset(

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,11 @@ class LabCache:
                 self._decode(fresh, progress)
             return {path: Entry(*self.files[path][3:]) for path in found}
 
-    def map(self) -> np.ndarray:
-        """All records (N,3,128,128) int16, mapped from the disk: read when touched, shared between processes."""
+    @property
+    def map(self) -> Callable[[], np.ndarray]:
+        """Maps all records (N,3,128,128) int16 from the disk: read when touched, shared between processes."""
         # Copy-on-write, so that PyTorch may take it for a tensor; nobody writes to it.
-        return np.memmap(self._records_path, np.int16, mode="c", shape=(len(self.records), *SHAPE))
+        return partial(np.memmap, self._records_path, np.int16, mode="c", shape=(len(self.records), *SHAPE))
 
     def row(self, sha: str) -> int:
         return self.records[sha][0]

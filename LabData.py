@@ -1,14 +1,14 @@
 """From a folder of image files to batches of Lab tensors: split, gather, augmentation, `DataLoader`."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -18,35 +18,40 @@ from Photos import find_photos
 from utils import UserError, seed_for
 
 
-class Crop(NamedTuple):
-    """A box within the image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 class Draw(NamedTuple):
-    """One batch, decided but not yet read: which images, how many of them mirrored, which crop for each group."""
+    """One batch, decided but not yet read: which images, and the box of each that is to fill the picture."""
 
-    rows: Tensor
-    flipped: int = 0
-    crops: tuple[Crop, ...] = ()
+    rows: Tensor  # (B,) int64
+    boxes: Tensor | None = None  # (B,4) float32: top, left, height, width in pixels; a negative width mirrors
 
 
 class LabImages(Dataset):
     """The images of one subset: a batch is one gather from the mapped records.
 
     `images[i]` is the i-th image as (L (1,128,128) in 0..1, ab (2,128,128) in Lab units); batches come
-    from `__getitems__`, which the DataLoader calls with a whole `Draw`.
+    from `__getitems__`, which the DataLoader calls with a whole `Draw`. Pickled, it takes along where the
+    records are, not what they hold.
     """
 
-    def __init__(self, records: Tensor, rows: Tensor, names: list[str], statistics: np.ndarray) -> None:
-        self.records = records
-        self.rows = rows
+    def __init__(self, cache: LabCache, shas: list[str], names: list[str]) -> None:
+        self.map_records = cache.map
+        self.rows = torch.tensor([cache.row(sha) for sha in shas])
         self.names = names
-        self.statistics = statistics  # (N,4) float64: mean a, mean b, mean a squared, mean b squared
+        self.statistics = np.array([cache.statistics(sha) for sha in shas])  # (N,4): means and mean squares of a, b
+        self.records = self.mapped()
+        self.touched = 0
+        # From a record to L in 0..1, and to a and b in Lab units.
+        self.units = torch.tensor([0.01, 1, 1]).view(3, 1, 1) / Constants.LAB_SCALE
+
+    def mapped(self) -> Tensor:
+        return torch.from_numpy(self.map_records())
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "records": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.records = self.mapped()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,33 +62,60 @@ class LabImages(Dataset):
 
     def __getitems__(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """L (B,1,128,128) in 0..1 and ab (B,2,128,128) in Lab units, both float32, augmented as drawn."""
-        lab = augment(self.records[self.rows[draw.rows]], draw)
-        return lab[:, :1].div(100 * Constants.LAB_SCALE), lab[:, 1:].div(Constants.LAB_SCALE)
+        rows = self.rows[draw.rows.to(self.rows.device)]
+        if draw.boxes is None:
+            lab = self.records.index_select(0, rows).float()
+        else:
+            lab = resampled(self.records, rows, draw.boxes.to(rows.device))
+        self._release(len(rows))
+        lab.mul_(self.units)
+        return lab[:, :1], lab[:, 1:]
+
+    def to(self, device: torch.device) -> "LabImages":
+        """The same images, resident on a GPU if they fit into half of its free memory."""
+        images = copy.copy(self)
+        size = len(self) * self.records[0].nbytes
+        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
+            images.records = self.records.index_select(0, self.rows).to(device)
+            images.rows = torch.arange(len(self), device=device)
+            images.units = self.units.to(device)
+        return images
+
+    def _release(self, count: int) -> None:
+        """Gives mapped pages back now and then, lest a large set count as our memory. The system's cache keeps them."""
+        self.touched += count
+        if self.touched > Constants.MAPPED_IMAGES and not self.records.is_cuda:
+            self.records = self.mapped()
+            self.touched = 0
 
 
-def augment(lab: Tensor, draw: Draw) -> Tensor:
-    """Records (B,3,128,128) int16 -> float32 of the same shape, mirrored and cropped as drawn.
+def resampled(records: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
+    """Fills each picture of a batch with a box of its own, bilinearly: (B,3,128,128) float32.
 
-    The order of a batch is random, so mirroring its first k images, with k drawn from a binomial
-    distribution, is mirroring each with its own coin; and a crop shared by a group is an ordinary slice.
+    Bilinear interpolation is separable: two lines of the image make a line, two of its columns a column. The
+    lines are gathered straight from the records (N,3,128,128) int16, so that nothing is read twice, and a
+    box per image costs no more than one for the whole batch.
     """
-    if draw.flipped:
-        lab[: draw.flipped] = lab[: draw.flipped].flip(-1)
-    if not draw.crops:
-        return lab.float()
-    side = lab.shape[-1]
-    groups = lab.split(Constants.CROP_GROUP)
-    return torch.cat(
-        [
-            F.interpolate(
-                group[:, :, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].float(),
-                size=(side, side),
-                mode="bilinear",
-                align_corners=False,
-            )
-            for group, crop in zip(groups, draw.crops, strict=True)
-        ]
-    )
+    batch, (channels, side) = len(rows), records.shape[1:3]
+    top, left, height, width = boxes[:, :, None].unbind(1)
+    steps = (torch.arange(side, device=rows.device) + 0.5) / side
+    left = torch.where(width < 0, left - width, left)  # mirrored: from the right edge of the box
+    above, below, down = _neighbours(top + height * steps, side)
+    before, after, right = _neighbours(left + width * steps, side)
+    planes = (rows[:, None] * channels + torch.arange(channels, device=rows.device))[:, :, None] * side
+    lines = records.view(-1, side)
+    upper, lower = (lines.index_select(0, (planes + y[:, None]).flatten()).float() for y in (above, below))
+    shape = (batch, channels, side, side)
+    stretched = torch.lerp(upper.view(shape), lower.view(shape), down[:, None, :, None])
+    columns = (stretched.gather(3, x[:, None, None, :].expand(shape)) for x in (before, after))
+    return torch.lerp(*columns, right[:, None, None, :])
+
+
+def _neighbours(edges: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For positions (B,side), measured from the image's edge: the pixels around, and the weight of the second."""
+    centres = (edges - 0.5).clamp(0, side - 1)
+    first = centres.long()
+    return first, (first + 1).clamp(max=side - 1), centres - first
 
 
 class TrainingBatches(Sampler):
@@ -98,7 +130,8 @@ class TrainingBatches(Sampler):
         self.copies = copies
         self.seed = seed
         self.crop_area = crop_area
-        self.epoch, self.start = 1, 0
+        self.device = torch.device("cpu")
+        self.set_epoch(1)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.epoch, self.start = epoch, start
@@ -109,21 +142,20 @@ class TrainingBatches(Sampler):
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", self.epoch))
         order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.copies)])
-        for number, rows in enumerate(order.split(self.batch_size)):
-            flipped = int(torch.randint(2, (len(rows),), generator=generator).sum())
-            crops = tuple(self._crop(generator) for _ in range(-(-len(rows) // Constants.CROP_GROUP)))
-            if number >= self.start:
-                yield Draw(rows, flipped, crops)
+        boxes = self._boxes(len(order), generator)
+        draws = (part.to(self.device).split(self.batch_size) for part in (order, boxes))
+        return map(Draw, *(parts[self.start :] for parts in draws))
 
-    def _crop(self, generator: torch.Generator) -> Crop:
-        """A box of random area and aspect, as torchvision's RandomResizedCrop draws it, from our own generator."""
-        area, aspect, top, left = torch.rand(4, generator=generator).tolist()
+    def _boxes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Boxes of random area and aspect, half of them mirrored: torchvision's RandomResizedCrop, for whole epochs."""
+        area, aspect, top, left, mirrored = torch.rand(5, count, generator=generator)
         side = Constants.IMAGE_SIZE
         area = self.crop_area + (1 - self.crop_area) * area
         aspect = Constants.CROP_ASPECT ** (2 * aspect - 1)  # width over height, uniform in its logarithm
-        height = min(side, round(side * (area / aspect) ** 0.5))
-        width = min(side, round(side * (area * aspect) ** 0.5))
-        return Crop(int(top * (side - height + 1)), int(left * (side - width + 1)), height, width)
+        height = (side * (area / aspect).sqrt()).clamp(max=side)
+        width = (side * (area * aspect).sqrt()).clamp(max=side)
+        top, left = top * (side - height), left * (side - width)
+        return torch.stack([top, left, height, torch.where(mirrored < 0.5, -width, width)], dim=1)
 
 
 class EvaluationBatches(Sampler):
@@ -164,6 +196,11 @@ class LabData:
         a, b = self.train.statistics[:, :2].mean(axis=0)
         return float(a), float(b)
 
+    def to(self, device: torch.device) -> "LabData":
+        """The same data, its images resident on a GPU where they fit."""
+        subsets = {name: getattr(self, name).to(device) for name in Constants.SUBSETS}
+        return replace(self, **subsets)
+
     @staticmethod
     def load(
         folder: Path, output: Path, progress: Callable[[Iterable, int], Iterable] = lambda iterable, total: iterable
@@ -199,7 +236,6 @@ class LabData:
 
 
 def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: dict[str, str]) -> LabData:
-    records = torch.from_numpy(cache.map())
     fingerprint = hashlib.sha256(str(Constants.IMAGE_SIZE).encode())
     images = {}
     for subset in Constants.SUBSETS:
@@ -207,12 +243,7 @@ def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: d
         pairs = sorted((entry.sha, path) for path, entry in subsets[subset].items())
         shas = [sha for sha, _ in pairs]
         fingerprint.update(f"{subset} {' '.join(shas)}\n".encode())
-        images[subset] = LabImages(
-            records=records,
-            rows=torch.tensor([cache.row(sha) for sha in shas]),
-            names=picture_names([path for _, path in pairs]),
-            statistics=np.array([cache.statistics(sha) for sha in shas]),
-        )
+        images[subset] = LabImages(cache, shas, picture_names([path for _, path in pairs]))
     return LabData(**images, fingerprint=fingerprint.hexdigest()[:16], left_out=left_out)
 
 

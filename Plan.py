@@ -7,7 +7,7 @@ from itertools import product
 
 import Constants
 from Regressor import layer_widths
-from utils import Grid, UserError, format_value, parse_feature_maps
+from utils import Grid, UserError, Utils, format_value, parse_feature_maps
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Settings:
     schedule: str = Constants.SCHEDULE
     warmup_steps: int = Constants.WARMUP_STEPS
     crop_area: float = Constants.CROP_AREA
-    precision: str = "fp32"
+    precision: str = "fp32"  # of the training step; "auto" becomes bf16 for a wide network, fp32 for a narrow one
 
     def __post_init__(self) -> None:
         try:
@@ -31,6 +31,8 @@ class Settings:
             object.__setattr__(self, "feature_maps", tuple(maps) if isinstance(maps, list) else maps)
             layer_widths(self.feature_maps)
             self._check_ranges()
+            if self.precision == "auto":
+                object.__setattr__(self, "precision", "bf16" if Utils.is_wide(self.feature_maps) else "fp32")
         except (ValueError, TypeError) as error:
             raise UserError(f"a hyperparameter cannot be used: {error}") from error
 
@@ -43,7 +45,7 @@ class Settings:
         _check("schedule", self.schedule, self.schedule in ("constant", "cosine"), "constant or cosine")
         _check("warmup_steps", self.warmup_steps, _whole(self.warmup_steps, 0), "a whole number of at least 0")
         _check("crop_area", self.crop_area, 0 < self.crop_area <= 1, "above 0 and at most 1")
-        _check("precision", self.precision, self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        _check("precision", self.precision, self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16")
 
 
 SETTINGS = tuple(field.name for field in fields(Settings))

@@ -1,33 +1,25 @@
-"""Runs the trajectories of a plan, shows how far they are, and stops them when asked to."""
+"""Runs the trajectories of a plan, one by one or side by side, and shows how far they are."""
 
-import contextlib
-import signal
-import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from Checkpoint import Output
 from ColorizerManager import ColorizerManager
 from LabData import LabData
 from Plan import Trajectory
+from Progress import Silent, SweepProgress
 from Regressor_Manager import RegressorManager
-from Trainer import Interrupted, Trainer
-from utils import UserError, format_seconds
+from Trainer import Interrupted, Progress, Trainer
+from utils import UserError, Utils, format_seconds
+from Workers import run_side_by_side
 
 MANAGERS = {"regressor": RegressorManager, "colorizer": ColorizerManager}
-_SECONDS_BETWEEN_LINES = 30  # of the bar, where the console is a file and cannot be written over
-
-
-def bar(iterable: Iterable | None = None, total: float | None = None, **options) -> tqdm:
-    """A progress bar on stderr: live on a terminal, a line now and then in a log."""
-    interval = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-    return tqdm(
-        iterable, total=total, mininterval=interval, maxinterval=interval, dynamic_ncols=True, leave=False, **options
-    )
+_WORTH_WORKERS = 20  # seconds of expected work, below which starting further processes takes longer than it saves
+_BYTES_PER_JOB = 1.5 * 2**30
+_JOBS_PER_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -40,9 +32,19 @@ class Sweep:
     device: torch.device
     restart: bool = False
 
-    def trainer(self, trajectory: Trajectory, progress: "SweepProgress") -> Trainer:
+    def trainer(self, trajectory: Trajectory, progress: Progress) -> Trainer:
+        torch.set_num_threads(self.threads(trajectory))
         manager = MANAGERS[trajectory.network]
         return manager(trajectory, self.data, self.output, self.device, progress, self.restart)
+
+    def threads(self, trajectory: Trajectory) -> int:
+        """The threads that a trajectory is trained with: decided by the plan and the machine, never by --jobs.
+
+        Sums come out differently in the last bit with another number of threads. A narrow network gains nothing from
+        a second one; a wide one takes its share of the cores, which is more than one only where trajectories are few.
+        """
+        wide = sum(Utils.is_wide(other.settings.feature_maps) for other in self.trajectories)
+        return max(1, Utils.get_cores() // wide) if Utils.is_wide(trajectory.settings.feature_maps) else 1
 
     def costs(self) -> dict[Trajectory, float]:
         """Seconds per epoch of each trajectory on this machine, measured on a few steps of each kind of network."""
@@ -51,81 +53,56 @@ class Sweep:
         for trajectory in self.trajectories:
             alike = replace(trajectory.settings, lr=1.0, weight_decay=0, seed=0)
             if (kind := (trajectory.task, alike)) not in measured:
-                measured[kind] = self.trainer(trajectory, SweepProgress()).seconds_per_epoch()
+                measured[kind] = self.trainer(trajectory, Silent()).seconds_per_epoch()
             costs[trajectory] = measured[kind]
         return costs
 
-    def run(self) -> list[str]:
-        """Trains all trajectories, one after the other, and returns a line for each that failed.
+    def jobs(self, wish: int | None, seconds: float) -> int:
+        """How many trajectories to train at once; None asks for what is fastest for that many seconds of work."""
+        if wish is not None:
+            return min(wish, len(self.trajectories))
+        if seconds < _WORTH_WORKERS:
+            return 1
+        threads = max(self.threads(trajectory) for trajectory in self.trajectories)
+        at_once = Utils.get_cores() // threads
+        if self.device.type == "cuda":
+            at_once = min(at_once, _JOBS_PER_GPU)
+        by_memory = int(Utils.get_free_memory() / _BYTES_PER_JOB)
+        return max(1, min(at_once, by_memory, len(self.trajectories)))
+
+    def run(self, wish: int | None = None) -> list[str]:
+        """Trains all trajectories, `wish` of them at once, and returns a line for each that failed.
 
         A failure of one leaves the others unharmed. Raises Interrupted, after saving, if a signal asked to stop.
         """
         costs = self.costs()
-        seconds = sum(costs[trajectory] * trajectory.snapshots[-1] for trajectory in self.trajectories)
-        print(f"About {format_seconds(seconds)} from the beginning to the end on {describe(self.device)}.", flush=True)
-        failures = []
+        work = {trajectory: costs[trajectory] * trajectory.snapshots[-1] for trajectory in self.trajectories}
+        seconds = sum(work.values())
+        jobs = self.jobs(wish, seconds)
+        where = f"{self.describe_device()}, {jobs} at once" if jobs > 1 else self.describe_device()
+        print(f"About {format_seconds(seconds / jobs)} from the beginning to the end on {where}.", flush=True)
         with SweepProgress.shown(seconds) as progress:
-            for trajectory in self.trajectories:
-                progress.cost = costs[trajectory]
-                try:
-                    self.trainer(trajectory, progress).train()
-                except (UserError, OSError, torch.OutOfMemoryError) as error:
-                    failures.append(f"{trajectory.task} {trajectory.name}: {error}")
-                except Interrupted:
-                    raise
-                except (
-                    Exception
-                ) as error:  # a defect of ours: shown in full, and no reason to lose the other trajectories
-                    progress.say(traceback.format_exc())
-                    failures.append(f"{trajectory.task} {trajectory.name}: {type(error).__name__}: {error}")
-        return failures
+            if jobs > 1:
+                # The longest first, lest one of them be all that is left at the end.
+                longest_first = sorted(self.trajectories, key=work.__getitem__, reverse=True)
+                failures = run_side_by_side(self.train, longest_first, jobs, costs, progress)
+            else:
+                failures = [self.train(t, progress.of(costs[t])) for t in self.trajectories]
+        return [failure for failure in failures if failure]
 
+    def train(self, trajectory: Trajectory, progress: Progress) -> str:
+        """Trains one trajectory; returns what went wrong, "" if nothing did. Raises Interrupted."""
+        try:
+            self.trainer(trajectory, progress).train()
+        except Interrupted:
+            raise
+        except (UserError, OSError, torch.OutOfMemoryError) as error:
+            return f"{trajectory.task} {trajectory.name}: {error}"
+        except Exception as error:  # a defect of ours: shown in full, and no reason to lose the other trajectories
+            progress.say(traceback.format_exc())
+            return f"{trajectory.task} {trajectory.name}: {type(error).__name__}: {error}"
+        return ""
 
-class SweepProgress:
-    """One bar for the whole sweep, in seconds of expected work. Without a bar it shows nothing."""
-
-    def __init__(self, shown: tqdm | None = None) -> None:
-        self.bar = shown
-        self.cost = 0.0  # seconds per epoch of the trajectory at work
-        self.signal = 0
-
-    @classmethod
-    @contextlib.contextmanager
-    def shown(cls, seconds: float) -> Iterator["SweepProgress"]:
-        """A bar on stderr. Within, Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C is not asked."""
-        form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
-        with bar(total=max(seconds, 1e-9), bar_format=form) as shown:
-            progress = cls(shown)
-            before = {number: signal.signal(number, progress._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield progress
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def advance(self, epochs: float, status: str) -> None:
-        if self.bar is not None:
-            self.bar.set_description_str(status, refresh=False)
-            # Never past the end: the expected work is an estimate, and a bar beyond its total shows nothing.
-            self.bar.update(min(epochs * self.cost, self.bar.total - self.bar.n))
-
-    def say(self, line: str) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-            print(line, flush=True)
-            self.bar.refresh()
-
-    def stopping(self) -> int:
-        return self.signal
-
-
-def describe(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"the CPU ({torch.get_num_threads()} threads)"
+    def describe_device(self) -> str:
+        """The device in words."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"

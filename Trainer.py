@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import Checkpoint
 import Constants
 from Checkpoint import Output
+from Graph import GraphedStep
 from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
 from Pictures import loss_plot
 from Plan import Trajectory
-from utils import UserError, format_seconds, is_finite, seed_for
+from utils import UserError, Utils, format_seconds, is_finite, seed_for
 
 
 class Interrupted(Exception):
@@ -63,12 +64,16 @@ class Trainer(ABC):
         self.data = data
         self.output = output
         self.device = device
+        wide = Utils.is_wide(settings.feature_maps)
+        self.memory_format = torch.channels_last if wide else torch.contiguous_format
         self.progress = progress
         self.restart = restart
         self.said_anew = False
         self.batches = TrainingBatches(
             len(data.train), settings.batch_size, settings.copies, settings.seed, settings.crop_area
         )
+        self.batches.device = data.train.records.device
+        self.offset = torch.tensor(self.target[0] / self.target[1], dtype=torch.float32, device=device)
         self.identity = trajectory.identity(data.fingerprint)
         self.start()
 
@@ -96,13 +101,16 @@ class Trainer(ABC):
         """Puts the trajectory at its beginning."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.settings.seed, "weights"))
-            self.model = self.build().to(self.device)
+            self.model = self.build().to(self.device, memory_format=self.memory_format)
+        on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
             [p for p in self.model.parameters() if p.requires_grad],
-            lr=self.settings.lr,
+            lr=torch.tensor(self.settings.lr, device=self.device) if on_gpu else self.settings.lr,
             weight_decay=self.settings.weight_decay,
             fused=True,
+            capturable=on_gpu,
         )
+        self.take_step = GraphedStep(self.step) if on_gpu else self.step
         self.epoch = 0  # finished ones
         self.batch = 0  # finished ones within the epoch that follows
         self.squares = torch.zeros((), dtype=torch.float64, device=self.device)  # loss, summed over its images
@@ -132,7 +140,8 @@ class Trainer(ABC):
         self.model.train()
         self.batches.set_epoch(number, self.batch)
         for lightness, ab in loader(self.data.train, self.batches):
-            self.step(lightness.to(self.device), ab.to(self.device))
+            self.set_learning_rate(self.epoch * len(self.batches) + self.batch)
+            self.take_step(lightness.to(self.device), ab.to(self.device))
             self.batch += 1
             self.progress.advance(1 / len(self.batches), f"{self.trajectory.task} {self.trajectory.run_name(number)}")
             if self.progress.stopping() or time.monotonic() - self.saved_at > Constants.SAVE_SECONDS:
@@ -150,11 +159,14 @@ class Trainer(ABC):
 
     def step(self, lightness: Tensor, ab: Tensor) -> None:
         """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
-        offset, scale = self.target
-        self.set_learning_rate(self.epoch * len(self.batches) + self.batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            output = self.model(lightness)
-        loss = F.mse_loss(output.float(), (self.truth(ab) + offset) / scale)
+        _, scale = self.target
+        half = self.settings.precision == "bf16"
+        # Without the cache of cast weights, which a CUDA graph must not keep from one step to the next.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            output = self.model(lightness.contiguous(memory_format=self.memory_format))
+        # (truth + offset) / scale, in one pass over the pixels
+        target = torch.add(self.offset, self.truth(ab), alpha=1 / scale)
+        loss = F.mse_loss(output.float(), target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -167,14 +179,17 @@ class Trainer(ABC):
         if settings.schedule == "cosine":
             rate *= (1 + math.cos(math.pi * step / (len(self.batches) * self.trajectory.snapshots[-1]))) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)  # in place: where a captured step looks for it
+            else:
+                group["lr"] = rate
 
     def seconds_per_epoch(self) -> float:
         """How long an epoch will take, from a few steps after a first one; the trajectory is at its beginning again."""
         times = []
         for lightness, ab in itertools.islice(loader(self.data.train, self.batches), 4):
             began = time.monotonic()
-            self.step(lightness.to(self.device), ab.to(self.device))
+            self.take_step(lightness.to(self.device), ab.to(self.device))
             self.squares.item()  # waits for the device
             times.append(time.monotonic() - began)
         self.start()

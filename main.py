@@ -19,7 +19,8 @@ import Report
 from Checkpoint import Output
 from LabData import LabData
 from Plan import Trajectory, plan
-from Sweep import Sweep, bar
+from Progress import bar
+from Sweep import Sweep
 from Trainer import Interrupted
 from utils import Grid, UserError, Utils, parse_feature_maps
 
@@ -36,6 +37,14 @@ def feature_maps(text: str) -> int | tuple[int, ...]:
         return parse_feature_maps(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def jobs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, or auto; not '{text}'")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help=f"of all randomness ({Constants.SEED})")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training step")
+    add("--jobs", type=jobs, metavar="N", help="trajectories trained at once (auto: what is fastest here)")
     add("--plan", action="store_true", help="print the combinations, trajectories and epochs, and exit")
     add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")
     add("--restart", action="store_true", help="ignore what an earlier run left")
@@ -115,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     output.prepare()
     data = load_images(options)
     print(Report.plan_lines(trajectories)[-1])
-    failures = Sweep(trajectories, data, output, device, options.restart).run()
+    failures = Sweep(trajectories, data.to(device), output, device, options.restart).run(options.jobs)
     print("\n".join(Report.gather(output)))
     for failure in failures:
         print(f"main.py: failed: {failure}", file=sys.stderr)
@@ -124,6 +134,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    Utils.keep_memory()
     try:
         return run(options)
     except UserError as error:

@@ -1,16 +1,19 @@
 """Small helpers that every part of the package shares."""
 
 import contextlib
+import ctypes
 import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 import Constants
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 class UserError(Exception):
@@ -61,10 +64,43 @@ class Utils:
 
     @staticmethod
     def get_precision(wish: str, device: torch.device) -> str:
-        """The precision of `--precision`, "fp32" or "bf16": "auto" is bf16 on CUDA, fp32 on the CPU."""
+        """What `--precision` comes to on this device: "fp32", "bf16", or "auto" where the network's width decides."""
         if wish != "auto":
             return wish
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        if device.type == "cuda":
+            return "auto" if torch.cuda.is_bf16_supported() else "fp32"
+        return "auto" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+    @staticmethod
+    def is_wide(feature_maps: int | Sequence[int]) -> bool:
+        """Whether a network is wide enough for what pays with full vectors only: channels-last, bf16, threads."""
+        return (feature_maps if isinstance(feature_maps, int) else max(feature_maps)) >= Constants.WIDE
+
+    @staticmethod
+    def get_cores() -> int:
+        """The processors that this process may use, which on a cluster are fewer than the machine has."""
+        return len(os.sched_getaffinity(0))
+
+    @staticmethod
+    def get_free_memory() -> int:
+        """The bytes of main memory that programs can still take; a terabyte where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+        return 1 << 40
+
+    @staticmethod
+    def keep_memory() -> None:
+        """Has glibc keep freed memory instead of handing it back to the system and faulting it in anew every step.
+
+        A step of a small network frees and takes blocks of some megabytes again and again: 1.2 times the speed.
+        Does nothing where there is no glibc.
+        """
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc accepts
+            libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def seed_for(seed: int, *purpose: object) -> int:

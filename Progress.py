@@ -1,0 +1,93 @@
+"""The progress display, and the signals that stop a sweep."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 30  # of the bar, where the console is a file and cannot be written over
+
+
+def bar(iterable: Iterable | None = None, total: float | None = None, **options) -> tqdm:
+    """A progress bar on stderr: live on a terminal, a line now and then in a log."""
+    seconds = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+    return tqdm(
+        iterable, total=total, mininterval=seconds, maxinterval=seconds, dynamic_ncols=True, leave=False, **options
+    )
+
+
+class Silent:
+    """Shows nothing and never stops."""
+
+    def advance(self, epochs: float, status: str) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def stopping(self) -> int:
+        return 0
+
+
+class StopSignal:
+    """Remembers which of SIGINT and SIGTERM has come."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator["StopSignal"]:
+        """Within, the signals ask for a stop; a second Ctrl-C does not ask."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+class SweepProgress:
+    """One bar for a whole sweep, in seconds of expected work."""
+
+    def __init__(self, shown: tqdm, stop: StopSignal) -> None:
+        self.bar = shown
+        self.stop = stop
+
+    @classmethod
+    @contextlib.contextmanager
+    def shown(cls, seconds: float) -> Iterator["SweepProgress"]:
+        """The bar on stderr, which listens to Ctrl-C and SIGTERM."""
+        form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
+        with bar(total=max(seconds, 1e-9), bar_format=form) as shown, StopSignal().caught() as stop:
+            yield cls(shown, stop)
+
+    def of(self, cost: float) -> "TrajectoryProgress":
+        """The share of a trajectory whose epochs take `cost` seconds each."""
+        return TrajectoryProgress(self, cost)
+
+
+class TrajectoryProgress:
+    """What one trajectory adds to the bar."""
+
+    def __init__(self, sweep: SweepProgress, cost: float) -> None:
+        self.sweep = sweep
+        self.cost = cost
+
+    def advance(self, epochs: float, status: str) -> None:
+        shown = self.sweep.bar
+        shown.set_description_str(status, refresh=False)
+        # Never past the end: the expected work is an estimate, and a bar beyond its total shows nothing.
+        shown.update(max(0.0, min(epochs * self.cost, shown.total - shown.n)))
+
+    def say(self, line: str) -> None:
+        self.sweep.bar.clear()
+        print(line, flush=True)
+        self.sweep.bar.refresh()
+
+    def stopping(self) -> int:
+        return self.sweep.stop.number
