@@ -1,8 +1,11 @@
 """Files of trained models: where they lie, how they are written and read. Plain values and tensors only."""
 
+import contextlib
+import fcntl
 import os
 import pickle
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,18 @@ class Output:
         """From where a trajectory goes on: the model with its optimizer, in the middle or at the end."""
         return self.checkpoints / trajectory.task / ".trajectories" / f"{trajectory.name}.pt"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, no other run writes below this folder. Raises UserError if one does already."""
+        with open(self.root / ".cache" / "running", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"another run is writing below {self.root}: wait for it, or choose another folder with --output"
+                ) from error
+            yield
+
     def prepare(self) -> None:
         """Makes the folders, and finds out now rather than after an hour whether they can be written.
 
@@ -78,7 +93,13 @@ def versions() -> dict[str, str]:
 
 def save(content: dict, path: Path) -> None:
     """Writes a checkpoint: the old file or the new one, never half. Raises OSError."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+    def write(temporary: Path) -> None:
+        # Through a file object, whose errors are OSErrors: PyTorch's own writer hides the reason, a full disk say.
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+
+    write_atomically(path, write)
 
 
 def load(path: Path) -> dict:

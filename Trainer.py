@@ -18,7 +18,8 @@ from Graph import GraphedStep
 from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
 from Pictures import loss_plot
 from Plan import Trajectory
-from utils import UserError, Utils, format_seconds, is_finite, seed_for
+from Store import Store
+from utils import Utils, format_seconds, is_finite, seed_for
 
 
 class Interrupted(Exception):
@@ -67,14 +68,13 @@ class Trainer(ABC):
         wide = Utils.is_wide(settings.feature_maps)
         self.memory_format = torch.channels_last if wide else torch.contiguous_format
         self.progress = progress
-        self.restart = restart
-        self.said_anew = False
         self.batches = TrainingBatches(
             len(data.train), settings.batch_size, settings.copies, settings.seed, settings.crop_area
         )
         self.batches.device = data.train.records.device
         self.offset = torch.tensor(self.target[0] / self.target[1], dtype=torch.float32, device=device)
         self.identity = trajectory.identity(data.fingerprint)
+        self.store = Store(output, trajectory, self.identity, progress.say, restart)
         self.start()
 
     # --- What a subclass supplies ------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Trainer(ABC):
     def train(self) -> list[dict]:
         """Trains to the last snapshot, from wherever an earlier run left off, and returns all finished models.
 
-        Raises Interrupted when told to stop, UserError if a file cannot be written.
+        Raises Interrupted when told to stop, OSError if a file cannot be written.
         """
         finished = self.resume()
         while len(finished) < len(self.trajectory.snapshots):
@@ -148,14 +148,15 @@ class Trainer(ABC):
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 self.save()
         train_mse = self.squares.item() / (len(self.data.train) * self.settings.copies)
-        self.squares.zero_()
-        self.epoch, self.batch = number, 0
         self.seconds += time.monotonic() - began
         val_mse = sum(self.evaluate(self.data.val)) / 2
+        # From here to the end nothing can interrupt: the epoch is finished as a whole or not at all.
         self.history["train_mse"].append(train_mse)
         self.history["val_mse"].append(val_mse)
         if not is_finite(train_mse, val_mse):
             self.diverged = number
+        self.epoch, self.batch = number, 0
+        self.squares.zero_()
 
     def step(self, lightness: Tensor, ab: Tensor) -> None:
         """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
@@ -199,7 +200,12 @@ class Trainer(ABC):
 
     @torch.inference_mode()
     def predict(self, lightness: Tensor) -> Tensor:
-        """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32."""
+        """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32.
+
+        Raises Interrupted, after saving, if a stop was asked for.
+        """
+        if self.progress.stopping():
+            self.save()
         self.model.eval()
         offset, scale = self.target
         return self.model(lightness.to(self.device)) * scale - offset
@@ -247,12 +253,11 @@ class Trainer(ABC):
                 **self.test(run, (a + b) / 2),
             }
         metrics["seconds"] = self.seconds
-        path = self.output.checkpoint(self.trajectory, epoch)
-        metrics["checkpoint"] = str(path.relative_to(self.output.root))
+        metrics["checkpoint"] = str(self.output.checkpoint(self.trajectory, epoch).relative_to(self.output.root))
         content = self.describe(epoch, metrics)
         loss_plot(self.plot(run, "loss.png"), content)
         self.save()
-        Checkpoint.save(content, path)
+        self.store.save_model(content, epoch)
         self.progress.say(summary_line(self.trajectory, run, metrics))
         return content
 
@@ -284,63 +289,46 @@ class Trainer(ABC):
         }
 
     def save(self) -> None:
-        """Saves the whole state of the trajectory. Raises Interrupted if that was asked for."""
-        state = {
-            "identity": self.identity,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "squares": self.squares.item(),
-            "history": self.history,
-            "seconds": self.seconds,
-            "diverged": self.diverged,
-        }
-        Checkpoint.save(state, self.output.state(self.trajectory))
+        """Saves the whole state of the trajectory. Raises Interrupted if a stop was asked for."""
+        self.store.save_state(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "squares": self.squares.item(),
+                "history": self.history,
+                "seconds": self.seconds,
+                "diverged": self.diverged,
+            }
+        )
         self.saved_at = time.monotonic()
         if self.progress.stopping():
             raise Interrupted(self.progress.stopping())
 
     def resume(self) -> list[dict]:
         """Finds what an earlier run left: returns the models that are finished, and goes on from the saved state."""
+        finished = self.store.finished()
         snapshots = self.trajectory.snapshots
-        finished = []
-        for epoch in snapshots:
-            content = self._left_over(self.output.checkpoint(self.trajectory, epoch))
-            if content is None:
-                break
-            finished.append(content)
         if len(finished) == len(snapshots):
             self.progress.advance(snapshots[-1], "")
             return finished
-        state = self._left_over(self.output.state(self.trajectory))
-        if state is not None and (state["epoch"] <= snapshots[len(finished)] or state["diverged"]):
-            self._restore(state)
-            self.progress.advance(self.epoch + self.batch / len(self.batches), "")
+        for state in self.store.states():
+            try:
+                # Further than the next snapshot is too far: its model cannot be had from there any more.
+                if (state["diverged"] or state["epoch"]) <= snapshots[len(finished)]:
+                    self._restore(state)
+                    self.progress.advance(self.epoch + self.batch / len(self.batches), "")
+                    break
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+                self.progress.say(
+                    f"a saved state of {self.trajectory.task} {self.trajectory.name} is damaged: not used"
+                )
+                self.start()
         return finished
 
-    def _left_over(self, path: Path) -> dict | None:
-        """What an earlier run left at `path`, if it is of this very training."""
-        if self.restart or not path.exists():
-            return None
-        try:
-            content = Checkpoint.load(path)
-        except UserError as error:
-            self.progress.say(f"{error}: it is made anew")
-            return None
-        earlier = content.get("identity", {})
-        changed = [key for key in self.identity if earlier.get(key) != self.identity[key]]
-        if changed:
-            if not self.said_anew:
-                self.progress.say(
-                    f"{self.trajectory.task} {self.trajectory.name}: starts anew, changed: {', '.join(changed)}"
-                )
-            self.said_anew = True
-            return None
-        return content
-
     def _restore(self, state: dict) -> None:
-        """Puts the trajectory where `save` left it."""
+        """Puts the trajectory where `save` left it. Raises various errors if the state is not what `save` wrote."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch = state["epoch"], state["batch"]

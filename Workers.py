@@ -2,7 +2,9 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -60,7 +62,7 @@ def run_side_by_side(
             try:
                 kind, *news = connection.recv()
             except (EOFError, ConnectionResetError):
-                crew.replace(worker)
+                crew.replace(worker, shown)
                 continue
             if kind == "done":
                 crew.done(worker, *news)
@@ -82,6 +84,7 @@ class _Crew:
         self.outcomes: list[str] = []
         self.stop = stop
         self.told_to_stop = False
+        self.tried_twice: set[Trajectory] = set()
         self.workers = [Worker(train) for _ in range(jobs)]
         for worker in self.workers:
             self._hand_next(worker)
@@ -103,11 +106,18 @@ class _Crew:
         self.outcomes.append(outcome)
         self._hand_next(worker)
 
-    def replace(self, worker: Worker) -> None:
-        """Notes what a worker died of that was at work, and puts a new one in its place."""
-        if not self.stop.number:
-            self.outcomes.append(f"{worker.trajectory.task} {worker.trajectory.name}: {worker.died_of()}")
-        worker.trajectory = None
+    def replace(self, worker: Worker, shown: Progress) -> None:
+        """Puts a new worker in the place of one that died at work, whose trajectory it continues: once."""
+        trajectory, worker.trajectory = worker.trajectory, None
+        what = f"{trajectory.task} {trajectory.name}: {worker.died_of()}"
+        if self.stop.number:
+            return
+        if trajectory in self.tried_twice:
+            self.outcomes.append(what)
+        else:
+            self.tried_twice.add(trajectory)
+            self.waiting.insert(0, trajectory)
+            shown.say(f"{what}; it goes on from what was saved")
         if self.waiting:
             self.workers[self.workers.index(worker)] = successor = Worker(self.train)
             self._hand_next(successor)
@@ -136,8 +146,9 @@ class _News:
 
 
 def _work(train: Train, connection: Connection) -> None:
-    """The life of a worker. It ends when it is told to, or when its parent is gone."""
+    """The life of a worker."""
     Utils.keep_memory()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
     with StopSignal().caught() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
         # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -146,3 +157,9 @@ def _work(train: Train, connection: Connection) -> None:
             outcome = train(trajectory, news)
             connection.send(("advance", news.untold, ""))
             connection.send(("done", outcome))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with its parent, however that ends: the next run must not meet a worker of this one."""
+    wait([parent])
+    os._exit(1)

@@ -123,17 +123,24 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(Report.gather(output, redraw=True)))
         return 0
     output.prepare()
-    data = load_images(options)
-    print(Report.plan_lines(trajectories)[-1])
-    failures = Sweep(trajectories, data.to(device), output, device, options.restart).run(options.jobs)
-    print("\n".join(Report.gather(output)))
+    with output.locked():
+        data = load_images(options)
+        print(Report.plan_lines(trajectories)[-1])
+        failures = Sweep(trajectories, data.to(device), output, device, options.restart).run(options.jobs)
+        print("\n".join(Report.gather(output)))
     for failure in failures:
         print(f"main.py: failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
+def _raise_interrupted(number: int, frame: object) -> NoReturn:
+    raise Interrupted(number)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    # Until the sweep listens itself, SIGTERM is taken like Ctrl-C.
+    signal.signal(signal.SIGTERM, _raise_interrupted)
     Utils.keep_memory()
     try:
         return run(options)
@@ -149,6 +156,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has left; Python would complain once more when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(
+            f"main.py: {error.strerror or error}: {error.filename or options.output}; see to it, and start again: "
+            "the same command goes on from what was saved",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -1,0 +1,82 @@
+"""What a trajectory leaves on the disk, and what an earlier run has left of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import Checkpoint
+from Checkpoint import Output
+from Plan import Trajectory
+from utils import UserError
+
+
+class Store:
+    """The files of one trajectory: its state, from which it goes on, and a model for each snapshot.
+
+    Only files of the very same training count: same network, settings and images, which `identity` tells.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        trajectory: Trajectory,
+        identity: dict[str, object],
+        say: Callable[[str], None],
+        restart: bool,
+    ) -> None:
+        self.output = output
+        self.trajectory = trajectory
+        self.identity = identity
+        self.say = say
+        self.restart = restart  # nothing that lies there counts
+        self.said_anew = False
+
+    def finished(self) -> list[dict]:
+        """The models of the first snapshots, as far as they are finished without a gap."""
+        models = []
+        for epoch in self.trajectory.snapshots:
+            model = self._left_over(self.output.checkpoint(self.trajectory, epoch))
+            if model is None or "metrics" not in model:
+                break
+            models.append(model)
+        return models
+
+    def save_model(self, model: dict, epoch: int) -> None:
+        """Raises OSError."""
+        Checkpoint.save(model, self.output.checkpoint(self.trajectory, epoch))
+
+    def states(self) -> list[dict]:
+        """The saved states, newest first: the second is there for the case that the first is damaged."""
+        newest = self.output.state(self.trajectory)
+        found = (self._left_over(path) for path in (newest, _previous(newest)))
+        return [state for state in found if state is not None]
+
+    def save_state(self, state: dict) -> None:
+        """Saves the state, and keeps the one before. Raises OSError."""
+        newest = self.output.state(self.trajectory)
+        if newest.exists():
+            os.replace(newest, _previous(newest))
+        Checkpoint.save({**state, "identity": self.identity}, newest)
+
+    def _left_over(self, path: Path) -> dict | None:
+        """What an earlier run left at `path`, if it is of this very training; says what is wrong with it if not."""
+        if self.restart or not path.exists():
+            return None
+        try:
+            content = Checkpoint.load(path)
+        except UserError as error:
+            self.say(f"{error}: not used")
+            return None
+        earlier = content.get("identity")
+        if not isinstance(earlier, dict):
+            self.say(f"{path} is no checkpoint of this program: not used")
+            return None
+        changed = [key for key, value in self.identity.items() if earlier.get(key) != value]
+        if changed and not self.said_anew:
+            self.say(f"{self.trajectory.task} {self.trajectory.name}: starts anew, changed: {', '.join(changed)}")
+            self.said_anew = True
+        return None if changed else content
+
+
+def _previous(path: Path) -> Path:
+    return path.with_suffix(".previous.pt")
