@@ -34,8 +34,10 @@ class Regressor(nn.Module):
         self.down = nn.Sequential(*(down_block(*pair) for pair in pairwise((1, *widths))))
         bottleneck = Constants.IMAGE_SIZE >> Constants.LAYERS
         self.head = nn.Linear(widths[-1] * bottleneck**2, 2)
+        # It begins as the prediction of grey; a random head would first have to unlearn its noise.
         offset, scale = Constants.TARGETS["sigmoid"]
-        nn.init.constant_(self.head.bias, offset / scale)  # grey: the Colorizer begins there by itself
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, offset / scale)
 
     def features(self, lightness: Tensor) -> Tensor:
         """L (B,1,128,128) -> the last feature maps (B,C,2,2), which the Colorizer builds upon."""
