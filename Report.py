@@ -180,8 +180,10 @@ def plan_lines(trajectories: Sequence[Trajectory]) -> list[str]:
     combinations = sum(len(trajectory.snapshots) for trajectory in trajectories)
     epochs = sum(trajectory.snapshots[-1] for trajectory in trajectories)
     apart = sum(sum(trajectory.snapshots) for trajectory in trajectories)
-    lines.append(
-        f"{combinations} combinations on {len(trajectories)} trajectories: {epochs} epochs"
-        + (f" instead of {apart}" if apart > epochs else "")
-    )
+    counts = f"{_count(combinations, 'combination')} on {_count(len(trajectories), 'trajectory', 'trajectories')}"
+    lines.append(f"{counts}: {_count(epochs, 'epoch')}" + (f" instead of {apart}" if apart > epochs else ""))
     return lines
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

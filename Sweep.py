@@ -35,7 +35,7 @@ class Sweep:
     def trainer(self, trajectory: Trajectory, progress: Progress) -> Trainer:
         torch.set_num_threads(self.threads(trajectory))
         manager = MANAGERS[trajectory.network]
-        return manager(trajectory, self.data, self.output, self.device, progress, self.restart)
+        return manager(trajectory, self.data.to(self.device), self.output, self.device, progress, self.restart)
 
     def threads(self, trajectory: Trajectory) -> int:
         """The threads that a trajectory is trained with: decided by the plan and the machine, never by --jobs.

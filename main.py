@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     with output.locked():
         data = load_images(options)
         print(Report.plan_lines(trajectories)[-1])
-        failures = Sweep(trajectories, data.to(device), output, device, options.restart).run(options.jobs)
+        failures = Sweep(trajectories, data, output, device, options.restart).run(options.jobs)
         print("\n".join(Report.gather(output)))
     for failure in failures:
         print(f"main.py: failed: {failure}", file=sys.stderr)
