@@ -105,6 +105,8 @@ class LabCache:
             if index["format"] != FORMAT or index["shape"] != list(SHAPE):
                 raise ValueError("of another version")
             self.records, self.files = index["records"], index["files"]
+            if any(entry[3] and entry[3] not in self.records for entry in self.files.values()):
+                raise ValueError("damaged index")
             # Records that nobody has written to since need no second look, which takes seconds for a large set.
             if self.records and index["stamp"] != self._stamp() and not self._intact():
                 raise ValueError("damaged records")

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ import Constants
 from LabCache import Entry, LabCache
 from Photos import find_photos
 from utils import UserError, seed_for
+
+_IMAGES_IN_CACHE = 4
 
 
 class Draw(NamedTuple):
@@ -104,11 +107,18 @@ def resampled(records: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
     before, after, right = _neighbours(left + width * steps, side)
     planes = (rows[:, None] * channels + torch.arange(channels, device=rows.device))[:, :, None] * side
     lines = records.view(-1, side)
-    upper, lower = (lines.index_select(0, (planes + y[:, None]).flatten()).float() for y in (above, below))
-    shape = (batch, channels, side, side)
-    stretched = torch.lerp(upper.view(shape), lower.view(shape), down[:, None, :, None])
-    columns = (stretched.gather(3, x[:, None, None, :].expand(shape)) for x in (before, after))
-    return torch.lerp(*columns, right[:, None, None, :])
+    filled = torch.empty(batch, channels, side, side, device=rows.device)
+    # On the CPU a few images at a time: what lies between the steps then stays in the processor's cache.
+    at_once = batch if records.is_cuda else _IMAGES_IN_CACHE
+    for part in (slice(start, start + at_once) for start in range(0, batch, at_once)):
+        whole = filled[part].shape
+        upper, lower = (
+            lines.index_select(0, (planes[part] + y[part, None]).flatten()).float().view(whole) for y in (above, below)
+        )
+        stretched = upper.lerp_(lower, down[part, None, :, None])
+        columns = (stretched.gather(3, x[part, None, None, :].expand(whole)) for x in (before, after))
+        torch.lerp(*columns, right[part, None, None, :], out=filled[part])
+    return filled
 
 
 def _neighbours(edges: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,12 +219,14 @@ class LabData:
 
         Raises UserError if the folder is missing or closed, holds no readable image, or too few to split.
         """
-        if not folder.is_dir():
-            raise UserError(f"no images folder at {folder}: give an existing one with --images DIR")
         try:
+            if not folder.is_dir():
+                raise UserError(f"no images folder at {folder}: give an existing one with --images DIR")
             next(folder.iterdir(), None)
         except OSError as error:
-            raise UserError(f"cannot look into {folder}: {error.strerror}; check its permissions") from error
+            raise UserError(
+                f"cannot look into {folder}: {error.strerror}; see to it, or name another folder with --images"
+            ) from error
         # A picture that an earlier run wrote is not a photograph to learn from.
         made_here = [output / name for name in ("outputs_sigmoid", "outputs_tanh", "Plots", "checkpoints")]
         paths = list(find_photos(folder, skip=made_here))
@@ -232,6 +244,12 @@ class LabData:
             raise UserError(
                 f"no readable image in {folder}{others}: put photographs there, or name a folder with --images"
             )
+        for subset in ("train", "test"):
+            mine = {path for path in entries if path.startswith(f"{subset}/")}
+            if mine and not mine & readable.keys():
+                raise UserError(
+                    f"no readable image in {folder / subset}: put photographs there, or remove what is there"
+                )
         return _assemble(cache, split(readable, folder), left_out)
 
 
@@ -282,11 +300,9 @@ def _split_by_hash(entries: dict[str, Entry], shares: dict[str, float], folder: 
 def picture_names(paths: list[str]) -> list[str]:
     """A name without ending for each path, all different and fit for any file system: cats/tom.jpg is "cats_tom"."""
     plain = ["".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in _stem(path)) for path in paths]
-    taken = {name: plain.count(name) for name in set(plain)} if len(set(plain)) < len(plain) else {}
+    taken = Counter(plain)
     return [
-        f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}"
-        if taken.get(name, 1) > 1
-        else name
+        f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}" if taken[name] > 1 else name
         for name, path in zip(plain, paths)
     ]
 

@@ -29,9 +29,11 @@ def find_photos(folder: Path, skip: Iterable[Path] = ()) -> Iterator[str]:
     A file counts by its ending. Hidden files and folders, the folders in `skip`, and links to folders
     are passed over.
     """
-    skip = {os.fspath(path) for path in skip}
+    skip = {os.path.realpath(path) for path in skip}
     for parent, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and os.path.join(parent, f) not in skip]
+        folders[:] = [
+            f for f in folders if not f.startswith(".") and os.path.realpath(os.path.join(parent, f)) not in skip
+        ]
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in Constants.IMAGE_ENDINGS:
                 yield os.path.relpath(os.path.join(parent, name), folder)

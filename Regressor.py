@@ -13,7 +13,7 @@ def layer_widths(feature_maps: int | Sequence[int]) -> tuple[int, ...]:
 
     One number stands for all six layers. Raises ValueError for anything but one or six positive integers.
     """
-    widths = (feature_maps,) * Constants.LAYERS if isinstance(feature_maps, int) else tuple(feature_maps)
+    widths = tuple(feature_maps) if isinstance(feature_maps, Sequence) else (feature_maps,) * Constants.LAYERS
     if len(widths) != Constants.LAYERS or not all(isinstance(w, int) and w > 0 for w in widths):
         raise ValueError(f"feature maps are one or {Constants.LAYERS} positive whole numbers, not {feature_maps}")
     return widths
