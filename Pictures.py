@@ -115,12 +115,14 @@ def summary_picture(path: Path, rows: Sequence[dict], best: dict[tuple[str, str]
         members = [row for row in rows if (row["network"], row["activation"]) == task]
         rates, epochs = (sorted({row[key] for row in members}) for key in ("lr", "epoch"))
         cells = np.full((len(decays), len(rates), len(epochs)), np.nan)
+        texts = np.full(cells.shape, "", dtype=object)  # where there is no such combination
         for row in members:
+            place = decays.index(row["weight_decay"]), rates.index(row["lr"]), epochs.index(row["epoch"])
             if row["status"] == "done":
-                place = decays.index(row["weight_decay"]), rates.index(row["lr"]), epochs.index(row["epoch"])
                 cells[place] = np.fmin(cells[place], Constants.MSE_UNIT * np.sqrt(row["val_mse"]))
-        for panel, decay, values in zip(band, decays, cells):
-            image = _heat_map(panel, values, np.nanmin(cells), np.nanmax(cells))
+            texts[place] = "diverged" if np.isnan(cells[place]) else f"{cells[place]:.2f}"
+        for panel, decay, values, written in zip(band, decays, cells, texts):
+            image = _heat_map(panel, values, written, np.nanmin(cells), np.nanmax(cells))
             panel.set_xticks(range(len(epochs)), epochs)
             panel.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
             panel.set_xlabel("epochs")
@@ -133,13 +135,14 @@ def summary_picture(path: Path, rows: Sequence[dict], best: dict[tuple[str, str]
     _save(figure, path)
 
 
-def _heat_map(panel, values: np.ndarray, low: float, high: float):
+def _heat_map(panel, values: np.ndarray, texts: np.ndarray, low: float, high: float):
     """One panel with its numbers written in, light on dark and dark on light."""
     image = panel.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        text = "diverged" if np.isnan(value) else f"{value:.2f}"
         light = np.isnan(value) or value > (low + high) / 2
-        panel.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if light else "white")
+        panel.text(
+            column, row, texts[row, column], ha="center", va="center", fontsize=8, color="black" if light else "white"
+        )
     return image
 
 

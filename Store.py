@@ -31,15 +31,13 @@ class Store:
         self.restart = restart  # nothing that lies there counts
         self.said_anew = False
 
-    def finished(self) -> list[dict]:
-        """The models of the first snapshots, as far as they are finished without a gap."""
-        models = []
-        for epoch in self.trajectory.snapshots:
+    def finished(self) -> int:
+        """How many of the snapshots are finished, from the first on without a gap."""
+        for number, epoch in enumerate(self.trajectory.snapshots):
             model = self._left_over(self.output.checkpoint(self.trajectory, epoch))
             if model is None or "metrics" not in model:
-                break
-            models.append(model)
-        return models
+                return number
+        return len(self.trajectory.snapshots)
 
     def save_model(self, model: dict, epoch: int) -> None:
         """Raises OSError."""

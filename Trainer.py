@@ -119,19 +119,15 @@ class Trainer(ABC):
         self.diverged = 0  # the epoch at which a loss was no longer finite
         self.saved_at = time.monotonic()
 
-    def train(self) -> list[dict]:
-        """Trains to the last snapshot, from wherever an earlier run left off, and returns all finished models.
+    def train(self) -> None:
+        """Trains to the last snapshot, from wherever an earlier run left off, and finishes a model at each.
 
         Raises Interrupted when told to stop, OSError if a file cannot be written.
         """
-        finished = self.resume()
-        while len(finished) < len(self.trajectory.snapshots):
-            if not self.diverged and self.epoch < self.trajectory.snapshots[len(finished)]:
+        for snapshot in self.trajectory.snapshots[self.resume() :]:
+            while self.epoch < snapshot and not self.diverged:
                 self.train_epoch()
-                continue
-            model = self.finish(self.trajectory.snapshots[len(finished)])
-            finished.append(model)
-        return finished
+            self.finish(snapshot)
 
     def train_epoch(self) -> None:
         """One pass over the training images, in the order and with the crops that belong to this epoch."""
@@ -232,8 +228,8 @@ class Trainer(ABC):
 
     # --- What is kept ------------------------------------------------------------------------------
 
-    def finish(self, epoch: int) -> dict:
-        """Scores the model as it is, writes its pictures and, last of all, its checkpoint, which it returns."""
+    def finish(self, epoch: int) -> None:
+        """Scores the model as it is, writes its pictures and, last of all, its checkpoint."""
         run = self.trajectory.run_name(epoch)
         metrics: dict[str, object] = {
             "status": "diverged" if self.diverged else "done",
@@ -259,7 +255,6 @@ class Trainer(ABC):
         self.save()
         self.store.save_model(content, epoch)
         self.progress.say(summary_line(self.trajectory, run, metrics))
-        return content
 
     def plot(self, run: str, what: str) -> Path:
         return self.output.plot(self.trajectory.network, self.trajectory.activation, run, what)
@@ -306,17 +301,17 @@ class Trainer(ABC):
         if self.progress.stopping():
             raise Interrupted(self.progress.stopping())
 
-    def resume(self) -> list[dict]:
-        """Finds what an earlier run left: returns the models that are finished, and goes on from the saved state."""
-        finished = self.store.finished()
+    def resume(self) -> int:
+        """Goes on from what an earlier run saved, and returns how many of the snapshots it had finished."""
         snapshots = self.trajectory.snapshots
-        if len(finished) == len(snapshots):
+        finished = self.store.finished()
+        if finished == len(snapshots):
             self.progress.advance(snapshots[-1], "")
             return finished
         for state in self.store.states():
             try:
                 # Further than the next snapshot is too far: its model cannot be had from there any more.
-                if (state["diverged"] or state["epoch"]) <= snapshots[len(finished)]:
+                if (state["diverged"] or state["epoch"]) <= snapshots[finished]:
                     self._restore(state)
                     self.progress.advance(self.epoch + self.batch / len(self.batches), "")
                     break

@@ -127,9 +127,10 @@ def run(options: argparse.Namespace) -> int:
         data = load_images(options)
         print(Report.plan_lines(trajectories)[-1])
         failures = Sweep(trajectories, data, output, device, options.restart).run(options.jobs)
-        print("\n".join(Report.gather(output)))
-    for failure in failures:
-        print(f"main.py: failed: {failure}", file=sys.stderr)
+        for failure in failures:
+            print(f"main.py: failed: {failure}", file=sys.stderr)
+        if len(failures) < len(trajectories):
+            print("\n".join(Report.gather(output)))
     return 1 if failures else 0
 
 

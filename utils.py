@@ -132,7 +132,7 @@ def format_value(value: object) -> str:
             return name
     if isinstance(value, tuple | list):
         return ",".join(map(str, value))
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value)
 
