@@ -1,0 +1,181 @@
+"""What several tests share: made photographs, short trainings, and a look at what training really sees."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from Checkpoint import Output
+from ColorizerManager import ColorizerManager
+from LabData import LabData, LabImages
+from Plan import Settings, Trajectory
+from Regressor_Manager import RegressorManager
+from Trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 128
+TASKS = [("regressor", ""), ("colorizer", "sigmoid"), ("colorizer", "tanh")]
+TASK_NAMES = ["regressor", "colorizer_sigmoid", "colorizer_tanh"]  # the folders of their checkpoints
+SUBSETS = ("train", "val", "test")
+SHORT = "--device cpu --network regressor --lr 0.001 --weight-decay 0 --epoch 1".split()  # the shortest run there is
+
+
+def picture(seed: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """A made photograph (H,W,3) uint8: a coloured gradient, three coloured blobs and a little noise."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / SIDE
+    corners = random.uniform(30, 225, (3, 3))
+    rgb = corners[0] + (corners[1] - corners[0]) * x[..., None] / 2 + (corners[2] - corners[0]) * y[..., None] / 2
+    for _ in range(3):
+        centre_y, centre_x, radius = random.uniform(0.1, 0.9, 3)
+        weight = np.exp(-((y - centre_y) ** 2 + (x - centre_x) ** 2) / (0.05 + 0.1 * radius))[..., None]
+        rgb = rgb * (1 - weight) + random.uniform(20, 235, 3) * weight
+    return (rgb + random.normal(0, 3, rgb.shape)).clip(0, 255).round().astype(np.uint8)
+
+
+def flat(colour: tuple[int, int, int]) -> np.ndarray:
+    """A picture (128,128,3) uint8 of one colour: no crop and no mirroring changes it."""
+    return np.broadcast_to(np.array(colour, np.uint8), (SIDE, SIDE, 3))
+
+
+def write(path: Path, rgb: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(rgb)).save(path, **options)
+    return path
+
+
+def photo(path: Path) -> np.ndarray:
+    """(128,128,3) uint8: the middle of a picture whose shorter side is 128 pixels, so that nothing is resampled."""
+    rgb = np.asarray(Image.open(path).convert("RGB"))
+    assert min(rgb.shape[:2]) == SIDE
+    top, left = (rgb.shape[0] - SIDE) // 2, (rgb.shape[1] - SIDE) // 2
+    return rgb[top : top + SIDE, left : left + SIDE]
+
+
+def lab_of(images: LabImages, index: int) -> np.ndarray:
+    """Image `index` as it is given to training, as Lab (128,128,3) float64."""
+    lightness, ab = images[index]
+    return torch.cat([lightness * 100, ab]).double().numpy().transpose(1, 2, 0)
+
+
+def named(data: LabData) -> dict[str, tuple[str, int]]:
+    """Where each image is: name -> (subset, index)."""
+    return {name: (s, index) for s in SUBSETS for index, name in enumerate(getattr(data, s).names)}
+
+
+def subsets_by_content(folder: Path, data: LabData) -> dict[str, set[str]]:
+    """Hash of a file's content -> the subsets in which it is found. The files need names of their own."""
+    found: dict[str, set[str]] = {}
+    for path in folder.rglob("*.*"):
+        # A picture in a subfolder is named by that as well.
+        (place,) = (place for name, place in named(data).items() if name.endswith(path.stem))
+        found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), set()).add(place[0])
+    return found
+
+
+class Silent:
+    """A progress that shows nothing, keeps what is said, and may ask for a stop after some epochs."""
+
+    def __init__(self, stop_after: float | None = None, signal: int = 2) -> None:
+        self.stop_after = stop_after
+        self.signal = signal
+        self.advances: list[float] = []
+        self.said: list[str] = []
+
+    def advance(self, epochs: float, status: str) -> None:
+        self.advances.append(epochs)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def stopping(self) -> int:
+        return self.signal if self.stop_after is not None and sum(self.advances) >= self.stop_after else 0
+
+
+MANAGERS: Mapping[str, type[Trainer]] = {"regressor": RegressorManager, "colorizer": ColorizerManager}
+
+
+def manager(
+    task: tuple[str, str],
+    data: LabData,
+    output: Path,
+    snapshots: Iterable[int] = (1,),
+    progress: Silent | None = None,
+    kind: type[Trainer] | None = None,
+    **settings: object,
+) -> Trainer:
+    """The manager of one trajectory on the CPU."""
+    trajectory = Trajectory(*task, Settings(**settings), tuple(snapshots))
+    return (kind or MANAGERS[task[0]])(
+        trajectory, data, Output(output), torch.device("cpu"), progress or Silent(), restart=False
+    )
+
+
+def train(task: tuple[str, str], data: LabData, output: Path, *snapshots: int, **options: object) -> list[dict]:
+    """Trains one trajectory, and returns the models that it wrote."""
+    manager(task, data, output, snapshots, **options).train()
+    return [checkpoint(output, task, epoch) for epoch in snapshots]
+
+
+def checkpoint(output: Path, task: tuple[str, str], epoch: int) -> dict:
+    """The only model of so many epochs that lies below an output folder."""
+    (path,) = (output / "checkpoints" / "_".join(filter(None, task))).glob(f"epoch_{epoch}_*.pt")
+    return torch.load(path, weights_only=True)
+
+
+def plain(content: object) -> object:
+    """Checkpoint contents without what a clock decided, comparable bit for bit: a NaN is equal to a NaN."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items() if key != "seconds"}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    if isinstance(content, float):
+        return content.hex()
+    return (content.dtype, content.shape, content.numpy().tobytes()) if isinstance(content, Tensor) else content
+
+
+def files_below(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Everything below a folder: path -> content and time of the last change."""
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def visible_files(output: Path) -> dict[str, bytes]:
+    """The visible files: the hidden ones are the program's own, to speed up and to go on."""
+    found = ((path.relative_to(output), path) for path in output.rglob("*") if path.is_file())
+    return {str(name): path.read_bytes() for name, path in found if not any(p.startswith(".") for p in name.parts)}
+
+
+def only_line(text: str) -> str:
+    """The only line of stderr, after what a progress bar has left before it; a traceback or a second line fails."""
+    assert "Traceback" not in text
+    assert text.endswith("\n")
+    assert text.count("\n") == 1, text
+    line = text.rstrip("\n").rpartition("\r")[2]
+    assert line.startswith("main.py: ")
+    return line
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """As an ordinary user: root may read and write everything, so that a refused permission shows nothing."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.setegid(65534)
+        os.seteuid(65534)
+    except OSError:
+        os.setegid(0)
+        pytest.skip("root, and cannot become another user")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)

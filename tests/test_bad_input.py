@@ -1,0 +1,144 @@
+"""Bad input: one line that says what is wrong, exit code 2, and nothing of an earlier run lost."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SHORT, picture, without_privileges, write
+
+import main
+
+IMPOSSIBLE = [
+    ("--epoch 0", "epoch"),
+    ("--epoch 100 -5", "epoch"),
+    ("--epoch 1.5", "epoch"),
+    ("--epoch", "epoch"),
+    ("--lr -1", "lr"),
+    ("--lr 0", "lr"),
+    ("--lr nan", "lr"),
+    ("--lr inf", "lr"),
+    ("--lr fast", "lr"),
+    ("--weight-decay -0.1", "weight"),
+    ("--weight-decay nan", "weight"),
+    ("--feature-maps 3,4", "feature-maps"),
+    ("--feature-maps 0", "feature-maps"),
+    ("--feature-maps shallow", "feature-maps"),
+    ("--feature-maps 3,3,3,3,3,-3", "feature-maps"),
+    ("--activation relu6", "activation"),
+    ("--network transformer", "network"),
+    ("--batch-size 0", "batch"),
+    ("--copies 0", "copies"),
+    ("--seed -1", "seed"),
+    ("--device tpu", "device"),
+    ("--precision fp8", "precision"),
+    ("--recipe worst", "recipe"),
+    ("--jobs 0", "jobs"),
+    ("--epochs 3", "--epochs"),
+    ("stray", "stray"),
+]
+
+
+@pytest.mark.parametrize(("flags", "word"), IMPOSSIBLE, ids=[flags for flags, _ in IMPOSSIBLE])
+def test_a_flag_with_an_impossible_value(
+    fails: Callable[..., str], photos: Path, untouched: Path, flags: str, word: str
+) -> None:
+    assert word in fails("--images", photos, "--output", untouched, "--device", "cpu", *flags.split())
+
+
+def test_cuda_without_a_gpu(
+    fails: Callable[..., str], photos: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = fails("--images", photos, "--output", untouched, *SHORT, "--device", "cuda")
+    assert "GPU" in line
+    assert "cpu" in line
+
+
+def test_a_missing_images_folder(fails: Callable[..., str], untouched: Path, tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in fails("--images", tmp_path / "nowhere", "--output", untouched, *SHORT)
+
+
+def test_a_file_in_place_of_the_images_folder(fails: Callable[..., str], untouched: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "photo.png", picture(0))
+    assert "folder" in fails("--images", file, "--output", untouched, *SHORT)
+
+
+def test_an_images_folder_whose_name_is_too_long(fails: Callable[..., str], untouched: Path, tmp_path: Path) -> None:
+    assert "--images" in fails("--images", tmp_path / ("x" * 300), "--output", untouched, *SHORT)
+
+
+@pytest.mark.parametrize("names", [[], ["notes.txt"], ["broken.png"], ["broken.png", "sub/empty.jpg"]], ids=str)
+def test_no_readable_image(fails: Callable[..., str], untouched: Path, tmp_path: Path, names: list[str]) -> None:
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_text("no picture")
+    line = fails("--images", tmp_path / "images", "--output", untouched, *SHORT)
+    assert "no readable image" in line
+    assert "--images" in line
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_images_than_subsets(fails: Callable[..., str], untouched: Path, tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        write(tmp_path / "images" / f"{number}.png", picture(number))
+    line = fails("--images", tmp_path / "images", "--output", untouched, *SHORT)
+    assert str(count) in line
+    assert "3" in line
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach: pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def closed_folder(open_folder: Path) -> Iterator[Path]:
+    """A folder of photographs whose permissions a test takes away; given back at the end."""
+    for number in range(3):
+        write(open_folder / "closed/images" / f"{number}.png", picture(number))
+    (open_folder / "out").mkdir()
+    (open_folder / "out").chmod(0o777)
+    yield open_folder / "closed"
+    (open_folder / "closed").chmod(0o755)
+    (open_folder / "closed/images").chmod(0o755)
+
+
+@pytest.mark.parametrize("closed", ["closed/images", "closed"])
+def test_an_images_folder_without_permission(fails: Callable[..., str], closed_folder: Path, closed: str) -> None:
+    (closed_folder.parent / closed).chmod(0)
+    with without_privileges():
+        line = fails("--images", closed_folder / "images", "--output", closed_folder.parent / "out", *SHORT)
+    assert str(closed_folder / "images") in line
+    assert "ermission" in line
+
+
+def test_an_image_without_permission_is_left_out(closed_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    write(closed_folder / "images/secret.png", picture(9)).chmod(0)
+    output = closed_folder.parent / "out"
+    with without_privileges():
+        code = main.main(["--images", str(closed_folder / "images"), "--output", str(output), *SHORT])
+    assert code == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "secret.png" in line)
+    assert "ermission" in line
+
+
+def test_an_output_folder_without_permission(fails: Callable[..., str], closed_folder: Path) -> None:
+    (closed_folder / "images").chmod(0o555)
+    with without_privileges():
+        line = fails("--images", closed_folder / "images", "--output", closed_folder / "images/out", *SHORT)
+    assert "--output" in line
+
+
+@pytest.mark.parametrize("below", ["file", "file/out", "x" * 300])
+def test_an_output_folder_that_cannot_be_made(
+    fails: Callable[..., str], photos: Path, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "--output" in fails("--images", photos, "--output", tmp_path / below, *SHORT)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,130 @@
+"""The command line: --plan, --report, what goes wrong on the way, and exit codes."""
+
+import csv
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SHORT, only_line
+from matplotlib.axes import Axes
+
+import main
+
+
+def test_report_of_nothing(fails: Callable[..., str], tmp_path: Path) -> None:
+    assert str(tmp_path) in fails("--report", "--output", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_writes_nothing_and_needs_no_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--plan", "--images", "nowhere", "--output", "out"]) == 0
+    assert "81 combinations" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupt_file_among_good_ones_is_named_and_left_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "images/train/torn.jpg").write_bytes((photos / "train/photo.jpg").read_bytes()[:700])
+    (tmp_path / "images/test/text\n.png").write_text("no picture")
+    assert main.main(["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out"), *SHORT]) == 0
+    captured = capsys.readouterr()
+    named = [line.rpartition("\r")[2] for line in captured.err.split("\n") if "left out" in line]
+    assert sorted(line.split(":")[0] for line in named) == ["left out 'test/text\\n.png'", "left out train/torn.jpg"]
+    assert "17 training, 3 validation and 4 test images" in captured.out
+    assert "2 left out" in captured.out
+
+
+def table(tmp_path: Path) -> list[dict[str, str]]:
+    with open(tmp_path / "Plots/results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_goes_on_after_a_combination_diverged(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = "--device cpu --activation tanh --lr 1e30 0.001 --epoch 1 2 --weight-decay 0".split()
+    assert main.main(["--images", str(photos), "--output", str(tmp_path), *flags]) == 0
+    rows = table(tmp_path)
+    assert len(rows) == 8
+    for row in rows:
+        diverged = float(row["lr"]) > 1
+        assert row["status"] == ("diverged" if diverged else "done")
+        assert (row["test_mse"] == "") == diverged
+        assert row["diverged_epoch"] == ("1" if diverged else "")
+    best = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Best ")]
+    assert len(best) == 2
+    assert all("lr 0.001" in line for line in best)
+
+
+def test_the_summary_calls_diverged_only_what_diverged(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs into one folder leave combinations that nobody trained: (0.001, 2) and (0.01, 1)."""
+    written: list[str] = []
+    original = Axes.text
+
+    def text(axes: Axes, x: float, y: float, words: str, *arguments: object, **options: object) -> object:
+        written.append(words)
+        return original(axes, x, y, words, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "text", text)
+    flags = "--device cpu --network regressor --weight-decay 0".split()
+    for lr, epoch in (("0.001", "1"), ("0.01", "2")):
+        written.clear()
+        places = ["--images", str(photos), "--output", str(tmp_path), "--lr", lr, "--epoch", epoch]
+        assert main.main([*flags, *places]) == 0
+    figures = [f"{255 * float(row['val_mse']) ** 0.5:.2f}" for row in table(tmp_path)]
+    assert set(figures) <= set(written)
+    assert "diverged" not in written
+
+
+def full_disk(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_failed_is_said_and_the_exit_code_is_1(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "save", full_disk)
+    assert main.main(["--images", str(photos), "--output", str(tmp_path), *SHORT]) == 1
+    error = capsys.readouterr().err
+    assert os.strerror(errno.ENOSPC) in error
+    assert "Traceback" not in error
+
+
+def test_what_failed_leaves_an_earlier_run_as_it_was(
+    photos: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "save", full_disk)
+    flags = [*SHORT, "--restart"]
+    assert main.main(["--images", str(photos), "--output", str(untouched), *flags]) == 1
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+
+
+def test_the_real_program_says_one_line_and_exits_with_2(
+    run_main: Callable[..., subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    done = run_main("--images", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "nowhere" in only_line(done.stderr)
+
+
+def test_faces_are_learned_from(faces_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = "--device cpu --activation sigmoid --lr 0.001 --epoch 2 --weight-decay 1e-5".split()
+    assert main.main(["--images", str(faces_dir), "--output", str(tmp_path), *flags]) == 0
+    assert "left out" not in capsys.readouterr().out
+    rows = table(tmp_path)
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert float(rows[1]["val_mse"]) > 0
+    assert len(list((tmp_path / "outputs_sigmoid/color").rglob("*.png"))) >= 30
