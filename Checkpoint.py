@@ -12,6 +12,7 @@ import numpy as np
 import skimage
 import torch
 
+import Constants
 from Plan import Trajectory
 from utils import UserError, write_atomically
 
@@ -88,6 +89,35 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),  # plain text: the original is of a class that weights_only refuses
         "numpy": np.__version__,
         "scikit-image": skimage.__version__,
+    }
+
+
+def describe(
+    trajectory: Trajectory,
+    epoch: int,
+    identity: dict[str, object],
+    model: dict[str, torch.Tensor],
+    metrics: dict[str, object],
+    history: dict[str, list[float]],
+) -> dict[str, object]:
+    """The content of a finished model's checkpoint, which needs nothing else to be understood."""
+    foreign = ("network", "activation", "images", "epochs")
+    hyperparameters = {"epoch": epoch, **{key: value for key, value in identity.items() if key not in foreign}}
+    return {
+        "model": model,
+        "network": trajectory.network,
+        "activation": trajectory.activation,
+        "run": trajectory.run_name(epoch),
+        "feature_maps": hyperparameters["feature_maps"],
+        "hyperparameters": hyperparameters,
+        "swept": list(trajectory.swept),
+        "epoch": epoch,
+        "seed": trajectory.settings.seed,
+        "image_size": Constants.IMAGE_SIZE,
+        "metrics": metrics,
+        "history": history,
+        "identity": identity,
+        "versions": versions(),
     }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -16,6 +17,26 @@ def bar(iterable: Iterable | None = None, total: float | None = None, **options)
     return tqdm(
         iterable, total=total, mininterval=seconds, maxinterval=seconds, dynamic_ncols=True, leave=False, **options
     )
+
+
+class Interrupted(Exception):
+    """The training was asked to stop by a signal, and has saved itself."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+class Progress(Protocol):
+    """How a trainer tells of itself and is told to stop. `SweepProgress` shows it."""
+
+    def advance(self, epochs: float, status: str) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def stopping(self) -> int:
+        """The number of the signal that asked for a stop, 0 if none did."""
+        ...
 
 
 class Silent:

@@ -10,9 +10,9 @@ from Checkpoint import Output
 from ColorizerManager import ColorizerManager
 from LabData import LabData
 from Plan import Trajectory
-from Progress import Silent, SweepProgress
+from Progress import Interrupted, Progress, Silent, SweepProgress
 from Regressor_Manager import RegressorManager
-from Trainer import Interrupted, Progress, Trainer
+from Trainer import Trainer
 from utils import UserError, Utils, format_seconds
 from Workers import run_side_by_side
 

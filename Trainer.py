@@ -5,7 +5,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +17,9 @@ from Graph import GraphedStep
 from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
 from Pictures import loss_plot
 from Plan import Trajectory
+from Progress import Interrupted, Progress
 from Store import Store
 from utils import Utils, format_seconds, is_finite, seed_for
-
-
-class Interrupted(Exception):
-    """The training was asked to stop by a signal, and has saved itself."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
-
-
-class Progress(Protocol):
-    """How a trainer tells of itself and is told to stop. `Progress` of main.py shows it."""
-
-    def advance(self, epochs: float, status: str) -> None: ...
-
-    def say(self, line: str) -> None: ...
-
-    def stopping(self) -> int:
-        """The number of the signal that asked for a stop, 0 if none did."""
-        ...
 
 
 class Trainer(ABC):
@@ -250,7 +230,8 @@ class Trainer(ABC):
             }
         metrics["seconds"] = self.seconds
         metrics["checkpoint"] = str(self.output.checkpoint(self.trajectory, epoch).relative_to(self.output.root))
-        content = self.describe(epoch, metrics)
+        model = self.model.state_dict()
+        content = Checkpoint.describe(self.trajectory, epoch, self.identity, model, metrics, self.history)
         loss_plot(self.plot(run, "loss.png"), content)
         self.save()
         self.store.save_model(content, epoch)
@@ -258,30 +239,6 @@ class Trainer(ABC):
 
     def plot(self, run: str, what: str) -> Path:
         return self.output.plot(self.trajectory.network, self.trajectory.activation, run, what)
-
-    def describe(self, epoch: int, metrics: dict[str, object]) -> dict[str, object]:
-        """The content of a finished model's checkpoint."""
-        hyperparameters = {"epoch": epoch}
-        hyperparameters |= {
-            k: v for k, v in self.identity.items() if k not in ("network", "activation", "images", "epochs")
-        }
-        return {
-            "model": self.model.state_dict(),
-            "network": self.trajectory.network,
-            "activation": self.trajectory.activation,
-            "run": self.trajectory.run_name(epoch),
-            "feature_maps": hyperparameters["feature_maps"],
-            "hyperparameters": hyperparameters,
-            "swept": list(self.trajectory.swept),
-            "epoch": epoch,
-            "seed": self.settings.seed,
-            "image_size": Constants.IMAGE_SIZE,
-            "metrics": metrics,
-            "history": {key: list(values) for key, values in self.history.items()},
-            "mean_ab": list(self.data.mean_ab),
-            "identity": self.identity,
-            "versions": Checkpoint.versions(),
-        }
 
     def save(self) -> None:
         """Saves the whole state of the trajectory. Raises Interrupted if a stop was asked for."""

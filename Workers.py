@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
 from Plan import Trajectory
-from Progress import StopSignal, SweepProgress
-from Trainer import Interrupted, Progress
+from Progress import Interrupted, Progress, StopSignal, SweepProgress
 from utils import Utils
 
 Train = Callable[[Trajectory, Progress], str]

@@ -19,9 +19,8 @@ import Report
 from Checkpoint import Output
 from LabData import LabData
 from Plan import Trajectory, plan
-from Progress import bar
+from Progress import Interrupted, bar
 from Sweep import Sweep
-from Trainer import Interrupted
 from utils import Grid, UserError, Utils, parse_feature_maps
 
 
