@@ -45,6 +45,14 @@ class ColorizerManager(Trainer):
                 if len(collected) <= Constants.MAX_PICTURES:
                     write_png(self.output.pictures(self.trajectory.activation, "gray", run) / f"{name}.png", grey)
                     write_png(self.output.pictures(self.trajectory.activation, "color", run) / f"{name}.png", coloured)
+        self._remove_others(run, set(images.names[: Constants.MAX_PICTURES]))
         title = f"Colorizer, {self.trajectory.activation}: {run}\ntest mse {test_mse:.6f}"
         triplet_picture(self.plot(run, "triplets.png"), triplets, title)
         return mean_scores(collected)
+
+    def _remove_others(self, run: str, names: set[str]) -> None:
+        """Removes pictures that an earlier run wrote of images which are no longer tested."""
+        for kind in ("gray", "color"):
+            for path in self.output.pictures(self.trajectory.activation, kind, run).glob("*.png"):
+                if path.stem not in names:
+                    path.unlink()

@@ -308,8 +308,9 @@ def picture_names(paths: list[str]) -> list[str]:
 
 
 def _stem(path: str) -> str:
-    """The path below its subset, without the ending: at most 100 characters of it, which leaves room for a suffix."""
+    """The path below its subset, without the ending: at most 100 bytes of it, which leaves room for a suffix."""
     relative = Path(path)
     if relative.parts[0] in Constants.SUBSETS and len(relative.parts) > 1:
         relative = relative.relative_to(relative.parts[0])
-    return str(relative.with_suffix("")).replace("/", "_")[-100:]
+    name = str(relative.with_suffix("")).replace("/", "_")
+    return name.encode(errors="surrogateescape")[-100:].decode(errors="ignore")

@@ -40,14 +40,24 @@ def find_models(output: Output) -> tuple[list[dict], list[str]]:
 
 
 def to_rows(models: Sequence[dict]) -> list[dict]:
-    """A row of results per model: the regressors first, then by activation, learning rate, epoch and weight decay."""
+    """A row of results per model: the regressors first, then by activation, learning rate, epoch and weight decay.
+
+    A setting that was swept, or in which the models differ for another reason, has a column.
+    """
     rows = []
+    told = dict.fromkeys(key for model in models for key in model["swept"])
+    told |= dict.fromkeys(key for model in models for key in model["hyperparameters"] if _differs(key, models))
     for model in models:
-        settings = {key: model["hyperparameters"][key] for key in ("lr", "epoch", "weight_decay", *model["swept"])}
+        keys = ("lr", "epoch", "weight_decay", *told)
+        settings = {key: model["hyperparameters"][key] for key in keys if key in model["hyperparameters"]}
         scores = {key: value for key, value in model["metrics"].items() if key in SCORE_COLUMNS}
         fixed = {key: model[key] for key in ("network", "activation", "seed", "feature_maps")}
         rows.append({**settings, **fixed, **scores})
     return sorted(rows, key=lambda row: (_task_order(row), row["lr"], row["epoch"], row["weight_decay"], str(row)))
+
+
+def _differs(key: str, models: Sequence[dict]) -> bool:
+    return len({str(model["hyperparameters"].get(key)) for model in models}) > 1
 
 
 def _task_order(row: dict) -> tuple[int, int]:

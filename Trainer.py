@@ -268,7 +268,7 @@ class Trainer(ABC):
         for state in self.store.states():
             try:
                 # Further than the next snapshot is too far: its model cannot be had from there any more.
-                if (state["diverged"] or state["epoch"]) <= snapshots[finished]:
+                if (state["diverged"] or state["epoch"] + (state["batch"] > 0)) <= snapshots[finished]:
                     self._restore(state)
                     self.progress.advance(self.epoch + self.batch / len(self.batches), "")
                     break

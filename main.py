@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 inter
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -142,6 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
     # Until the sweep listens itself, SIGTERM is taken like Ctrl-C.
     signal.signal(signal.SIGTERM, _raise_interrupted)
     Utils.keep_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         return run(options)
     except UserError as error:
