@@ -24,7 +24,8 @@ def find_models(output: Output) -> tuple[list[dict], list[str]]:
     Models that learned from other images than the newest one are left out: their figures cannot be compared.
     """
     models, remarks = [], []
-    paths = sorted(output.checkpoints.glob("*/*.pt"), key=lambda path: path.stat().st_mtime)
+    # Hidden files are what a killed run left half written.
+    paths = sorted(output.checkpoints.glob("*/[!.]*.pt"), key=lambda path: path.stat().st_mtime)
     for path in paths:
         try:
             models.append(Checkpoint.load_model(path))
