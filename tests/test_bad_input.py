@@ -1,6 +1,5 @@
 """Bad input: one line that says what is wrong, exit code 2, and nothing of an earlier run lost."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,23 +89,13 @@ def test_fewer_images_than_subsets(fails: Callable[..., str], untouched: Path, t
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can reach: pytest's own are closed to others."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@pytest.fixture
-def closed_folder(open_folder: Path) -> Iterator[Path]:
+def closed_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder of photographs whose permissions a test takes away; given back at the end."""
     for number in range(3):
-        write(open_folder / "closed/images" / f"{number}.png", picture(number))
-    (open_folder / "out").mkdir()
-    (open_folder / "out").chmod(0o777)
-    yield open_folder / "closed"
-    (open_folder / "closed").chmod(0o755)
-    (open_folder / "closed/images").chmod(0o755)
+        write(tmp_path / "closed/images" / f"{number}.png", picture(number))
+    yield tmp_path / "closed"
+    (tmp_path / "closed").chmod(0o755)
+    (tmp_path / "closed/images").chmod(0o755)
 
 
 @pytest.mark.parametrize("closed", ["closed/images", "closed"])
