@@ -14,18 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import Constants
+from Crops import box_means, resampled
 from LabCache import Entry, LabCache
 from Photos import find_photos
 from utils import UserError, seed_for
-
-_IMAGES_IN_CACHE = 4
 
 
 class Draw(NamedTuple):
     """One batch, decided but not yet read: which images, and the box of each that is to fill the picture."""
 
     rows: Tensor  # (B,) int64
-    boxes: Tensor | None = None  # (B,4) float32: top, left, height, width in pixels; a negative width mirrors
+    boxes: Tensor | None = None  # (B,4) float32, as `Crops.resampled` takes them
 
 
 class LabImages(Dataset):
@@ -43,6 +42,7 @@ class LabImages(Dataset):
         self.statistics = np.array([cache.statistics(sha) for sha in shas])  # (N,4): means and mean squares of a, b
         self.records = self.mapped()
         self.touched = 0
+        self.averaged = False
         # From a record to L in 0..1, and to a and b in Lab units.
         self.units = torch.tensor([0.01, 1, 1]).view(3, 1, 1) / Constants.LAB_SCALE
 
@@ -64,15 +64,24 @@ class LabImages(Dataset):
         return lightness[0], ab[0]
 
     def __getitems__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """L (B,1,128,128) in 0..1 and ab (B,2,128,128) in Lab units, both float32, augmented as drawn."""
+        """L (B,1,128,128) in 0..1 and ab (B,2,128,128) in Lab units, both float32, augmented as drawn.
+
+        Of images that are `averaged`, ab is the mean over the pixels: (B,2,1,1).
+        """
         rows = self.rows[draw.rows.to(self.rows.device)]
-        if draw.boxes is None:
-            lab = self.records.index_select(0, rows).float()
+        boxes = None if draw.boxes is None else draw.boxes.to(rows.device)
+        if self.averaged:
+            parts = resampled(self.records, rows, boxes, channels=1), box_means(self.records, rows, boxes)
         else:
-            lab = resampled(self.records, rows, draw.boxes.to(rows.device))
+            parts = resampled(self.records, rows, boxes).split([1, 2], dim=1)
         self._release(len(rows))
-        lab.mul_(self.units)
-        return lab[:, :1], lab[:, 1:]
+        return parts[0].mul_(self.units[:1]), parts[1].mul_(self.units[1:])
+
+    def with_means(self) -> "LabImages":
+        """The same images for who needs no more of ab than its mean, which is had without making every pixel."""
+        images = copy.copy(self)
+        images.averaged = True
+        return images
 
     def to(self, device: torch.device) -> "LabImages":
         """The same images, resident on a GPU if they fit into half of its free memory."""
@@ -90,42 +99,6 @@ class LabImages(Dataset):
         if self.touched > Constants.MAPPED_IMAGES and not self.records.is_cuda:
             self.records = self.mapped()
             self.touched = 0
-
-
-def resampled(records: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
-    """Fills each picture of a batch with a box of its own, bilinearly: (B,3,128,128) float32.
-
-    Bilinear interpolation is separable: two lines of the image make a line, two of its columns a column. The
-    lines are gathered straight from the records (N,3,128,128) int16, so that nothing is read twice, and a
-    box per image costs no more than one for the whole batch.
-    """
-    batch, (channels, side) = len(rows), records.shape[1:3]
-    top, left, height, width = boxes[:, :, None].unbind(1)
-    steps = (torch.arange(side, device=rows.device) + 0.5) / side
-    left = torch.where(width < 0, left - width, left)  # mirrored: from the right edge of the box
-    above, below, down = _neighbours(top + height * steps, side)
-    before, after, right = _neighbours(left + width * steps, side)
-    planes = (rows[:, None] * channels + torch.arange(channels, device=rows.device))[:, :, None] * side
-    lines = records.view(-1, side)
-    filled = torch.empty(batch, channels, side, side, device=rows.device)
-    # On the CPU a few images at a time: what lies between the steps then stays in the processor's cache.
-    at_once = batch if records.is_cuda else _IMAGES_IN_CACHE
-    for part in (slice(start, start + at_once) for start in range(0, batch, at_once)):
-        whole = filled[part].shape
-        upper, lower = (
-            lines.index_select(0, (planes[part] + y[part, None]).flatten()).float().view(whole) for y in (above, below)
-        )
-        stretched = upper.lerp_(lower, down[part, None, :, None])
-        columns = (stretched.gather(3, x[part, None, None, :].expand(whole)) for x in (before, after))
-        torch.lerp(*columns, right[part, None, None, :], out=filled[part])
-    return filled
-
-
-def _neighbours(edges: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For positions (B,side), measured from the image's edge: the pixels around, and the weight of the second."""
-    centres = (edges - 0.5).clamp(0, side - 1)
-    first = centres.long()
-    return first, (first + 1).clamp(max=side - 1), centres - first
 
 
 class TrainingBatches(Sampler):
@@ -205,6 +178,10 @@ class LabData:
         """The mean a and b of the training images, in Lab units: what the mean-colour baseline predicts."""
         a, b = self.train.statistics[:, :2].mean(axis=0)
         return float(a), float(b)
+
+    def with_means(self) -> "LabData":
+        """The same data, of whose ab only the mean over the pixels is given."""
+        return replace(self, **{name: getattr(self, name).with_means() for name in Constants.SUBSETS})
 
     def to(self, device: torch.device) -> "LabData":
         """The same data, its images resident on a GPU where they fit."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import Constants
-from LabData import EvaluationBatches, LabImages, loader
+from LabData import EvaluationBatches, LabData, LabImages, loader
+from Plan import Trajectory
 from Regressor import Regressor
 from Trainer import Trainer
 from utils import write_atomically
@@ -17,12 +18,15 @@ class RegressorManager(Trainer):
 
     target = Constants.TARGETS["sigmoid"]
 
+    def __init__(self, trajectory: Trajectory, data: LabData, *others, **options) -> None:
+        super().__init__(trajectory, data.with_means(), *others, **options)
+
     def build(self) -> nn.Module:
         return Regressor(self.settings.feature_maps)
 
     def truth(self, ab: Tensor) -> Tensor:
-        """(B,2,128,128) -> (B,2): the mean over the pixels."""
-        return ab.mean(dim=(2, 3))
+        """(B,2,1,1) -> (B,2): the images give the mean over the pixels."""
+        return ab.flatten(1)
 
     def second_moment(self, images: LabImages) -> Tensor:
         return torch.from_numpy(images.statistics[:, :2] ** 2).mean(dim=0)

@@ -11,7 +11,7 @@ from skimage.color import lab2rgb
 from torch import Tensor, nn
 
 from ColorizerManager import ColorizerManager
-from LabData import LabData
+from LabData import EvaluationBatches, LabData, TrainingBatches
 
 COUNT = 30
 TASK = ("colorizer", "sigmoid")
@@ -153,3 +153,12 @@ def test_the_training_loss_is_a_mean_over_images_in_the_common_unit(data: LabDat
         squares = (predicted - torch.stack(watched.wanted).double().numpy()) ** 2
         assert len(squares) == len(data.train)
         assert watched.history["train_mse"] == pytest.approx([squares.mean() / 255**2], rel=1e-5)
+
+
+def test_the_means_are_those_of_every_pixel_that_would_be_made(data: LabData) -> None:
+    means = data.train.with_means()
+    for draw in [*TrainingBatches(len(data.train), 5, 2, 0, 0.6), *EvaluationBatches(len(data.train))]:
+        lightness, ab = data.train.__getitems__(draw)
+        same, mean = means.__getitems__(draw)
+        assert torch.equal(lightness, same)
+        assert torch.allclose(mean, ab.double().mean(dim=(2, 3), keepdim=True).float(), rtol=0, atol=1e-3)
