@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 import Constants
+from Convolutions import Enlarging
 from Regressor import Regressor, layer_widths
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -33,7 +34,7 @@ class Colorizer(nn.Module):
         widths = layer_widths(feature_maps)[::-1]
         self.up = nn.Sequential(
             *(up_block(*pair) for pair in pairwise(widths)),
-            nn.ConvTranspose2d(widths[-1], 2, kernel_size=4, stride=2, padding=1),
+            Enlarging(widths[-1], 2),
             ACTIVATIONS[activation](),
         )
 
@@ -45,7 +46,7 @@ def up_block(inputs: int, outputs: int) -> nn.Sequential:
     """Doubles height and width: (B,inputs,H,W) -> (B,outputs,2H,2W)."""
     return nn.Sequential(
         # The norm's own shift makes a bias of the convolution superfluous.
-        nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=False),
+        Enlarging(inputs, outputs, bias=False),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(inplace=True),
     )

@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 import Constants
+from Convolutions import Halving
 
 
 def layer_widths(feature_maps: int | Sequence[int]) -> tuple[int, ...]:
@@ -51,7 +52,7 @@ def down_block(inputs: int, outputs: int) -> nn.Sequential:
     """Halves height and width: (B,inputs,H,W) -> (B,outputs,H/2,W/2)."""
     return nn.Sequential(
         # The norm's own shift makes a bias of the convolution superfluous.
-        nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=False),
+        Halving(inputs, outputs),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(inplace=True),
     )

@@ -8,6 +8,7 @@ from helpers import TASK_NAMES, TASKS, picture
 from torch import Tensor, nn
 
 from Colorizer import Colorizer
+from Convolutions import Enlarging, Halving
 from Regressor import Regressor
 
 DEEP = (32, 64, 128, 256, 256, 512)
@@ -56,11 +57,12 @@ def test_outputs_have_the_promised_shapes(feature_maps: object) -> None:
 def test_the_layers_are_those_of_the_report(network: str, activation: str) -> None:
     last = {"": [nn.Linear], "sigmoid": [nn.Sigmoid], "tanh": [nn.Tanh]}[activation]
     leaves = [m for m in build(network, activation).modules() if not list(m.children())]
-    body = [type(m) for m in leaves if network == "regressor" or not isinstance(m, nn.Linear)]
+    body = [m for m in leaves if network == "regressor" or not isinstance(m, nn.Linear)]
     expected = [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU] * 6
     if network == "colorizer":
         expected += [nn.ConvTranspose2d, nn.BatchNorm2d, nn.LeakyReLU] * 5 + [nn.ConvTranspose2d]
-    assert body == expected + last
+    assert len(body) == len(expected + last)
+    assert all(isinstance(layer, kind) for layer, kind in zip(body, expected + last)), body
     convolutions = [m for m in leaves if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert {(m.kernel_size, m.stride, m.padding) for m in convolutions} == {((4, 4), (2, 2), (1, 1))}
 
@@ -140,3 +142,22 @@ def test_a_network_overfits_one_batch(network: str, activation: str) -> None:
         optimizer.step()
     else:
         pytest.fail(f"after 500 steps the loss is still {loss.item()}, that of the mean colour {mean_colour.mean()}")
+
+
+@pytest.mark.parametrize("maps", [3, 8, 9])
+@pytest.mark.parametrize(("kind", "reference"), [(Enlarging, nn.ConvTranspose2d), (Halving, nn.Conv2d)])
+def test_the_convolutions_are_pytorch_s_own(kind: type, reference: type, maps: int) -> None:
+    """The result and every gradient, at sizes at which another form is used and at which it is not."""
+    for side in (2, 16, 32, 64):
+        torch.manual_seed(side)
+        ours = kind(maps, maps)
+        theirs = reference(maps, maps, 4, 2, 1, bias=ours.bias is not None)
+        theirs.load_state_dict(ours.state_dict())
+        image = torch.randn(2, maps, side, side, requires_grad=True)
+        results = []
+        for network in (ours, theirs):
+            output = network(image)
+            loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+            results.append([output, *torch.autograd.grad(loss, [image, *network.parameters()])])
+        for mine, right in zip(*results):
+            assert torch.allclose(mine, right, rtol=1e-4, atol=1e-4 * right.abs().max().item())
