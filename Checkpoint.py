@@ -3,8 +3,9 @@
 import contextlib
 import fcntl
 import os
-import pickle
 import platform
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +17,40 @@ import Constants
 from Plan import Trajectory
 from utils import UserError, write_atomically
 
-REQUIRED = (
-    "model",
-    "network",
-    "activation",
-    "feature_maps",
-    "hyperparameters",
-    "epoch",
-    "seed",
-    "image_size",
-    "metrics",
-)
+# What a file must hold, and of what kind, to be what it says it is.
+MODEL = {
+    "model": dict,
+    "network": str,
+    "activation": str,
+    "run": str,
+    "feature_maps": int | list | tuple,
+    "hyperparameters": dict,
+    "swept": list,
+    "epoch": int,
+    "seed": int,
+    "image_size": int,
+    "metrics": dict,
+    "history": dict,
+    "identity": dict,
+}
+STATE = {
+    "model": dict,
+    "optimizer": dict,
+    "epoch": int,
+    "batch": int,
+    "squares": float,
+    "history": dict,
+    "seconds": float,
+    "diverged": int,
+    "identity": dict,
+}
+HYPERPARAMETERS = {"lr": float | int, "epoch": int, "weight_decay": float | int}
+METRICS = {"status": str, "grey_mse": float, "mean_colour_mse": float, "seconds": float, "checkpoint": str}
+SCORES = {
+    "": dict.fromkeys(("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "rmse_lab"), float),
+    "regressor": {"test_means": list},
+    "colorizer": dict.fromkeys(("psnr", "ssim", "delta_e", "colourfulness", "colourfulness_true"), float),
+}
 
 
 class Output:
@@ -135,19 +159,60 @@ def save(content: dict, path: Path) -> None:
 def load(path: Path) -> dict:
     """Reads a file that `save` wrote, to the CPU. Raises UserError if it is missing, damaged or not one of ours."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch thinks of a foreign file is no help to anybody
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a foreign file can make a reader raise anything at all
         raise UserError(f"{path} is damaged, or no checkpoint of this program") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of this program")
     return content
 
 
+def _check_sums(path: Path) -> None:
+    """Compares every part of the archive with its checksum, which PyTorch writes but does not look at.
+
+    Raises OSError, ValueError, or what `zipfile` raises for what is no archive.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise FileNotFoundError(path) if not os.path.lexists(path) else ValueError("not a regular file")
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        # PyTorch does not compress: nothing that is small here may become large.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError("compressed")
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("parts that overlap")
+        if damaged := archive.testzip():
+            raise ValueError(f"damaged: {damaged}")
+
+
+def load_state(path: Path) -> dict:
+    """The same for the state of a trajectory: raises UserError also if a part of it is missing."""
+    return _complete(path, load(path), STATE)
+
+
 def load_model(path: Path) -> dict:
-    """The same for a finished model: raises UserError also if what describes it is missing."""
-    content = load(path)
-    if missing := [key for key in REQUIRED if key not in content]:
-        raise UserError(f"{path} is no finished model of this program: it lacks {', '.join(missing)}")
+    """The same for a finished model: raises UserError also if a part of what describes it is missing."""
+    content = _complete(path, load(path), MODEL)
+    _complete(path, content["hyperparameters"], HYPERPARAMETERS)
+    _complete(path, content["metrics"], METRICS)
+    _complete(path, content["identity"], {"images": str})
+    _complete(path, content["history"], {"train_mse": list, "val_mse": list})
+    if content["network"] not in Constants.NETWORKS or content["activation"] not in ("", *Constants.ACTIVATIONS):
+        raise UserError(f"{path} is no finished model of this program: of an unknown network")
+    if not set(content["swept"]) <= content["hyperparameters"].keys():
+        raise UserError(f"{path} is no finished model of this program: it lacks what it says was swept")
+    if content["metrics"]["status"] == "done":
+        _complete(path, content["metrics"], {**SCORES[""], **SCORES[content["network"]]})
+    return content
+
+
+def _complete(path: Path, content: dict, kinds: dict[str, type]) -> dict:
+    """`content`, if it has these keys with values of these kinds; else raises UserError."""
+    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
+        raise UserError(f"{path} is no finished model or state of this program: no right {', '.join(wrong)}")
     return content

@@ -19,7 +19,7 @@ from skimage.color import rgb2lab
 
 import Constants
 from Photos import Unreadable, decode_thumbnail, read_file
-from utils import write_atomically
+from utils import Utils, write_atomically
 
 FORMAT = 1  # raised whenever a record would come out differently
 SHAPE = (3, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE)
@@ -33,6 +33,10 @@ def to_record(rgb: np.ndarray) -> np.ndarray:
     return np.rint(rgb2lab(rgb) * Constants.LAB_SCALE).astype(np.int16).transpose(2, 0, 1)
 
 
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
+
+
 @dataclass(frozen=True)
 class Entry:
     """What the cache knows of one file: its record, or why there is none."""
@@ -44,9 +48,9 @@ class Entry:
 class LabCache:
     """Decoded photographs of one folder, below `home`.
 
-    `records.lab` holds the pixels, one record after the other; `index.json` says which there are, and is
-    replaced only after the pixels it speaks of are on the disk. What lies behind the last record that the
-    index knows is the rest of an interrupted build, and is overwritten.
+    `records.lab` holds the pixels, one record after the other; `index.txt` says which there are, after a line with
+    its own checksum, and is replaced only after the pixels it speaks of are on the disk. What lies behind the last
+    record that the index knows is the rest of an interrupted build, and is overwritten.
     """
 
     def __init__(self, home: Path, root: Path) -> None:
@@ -54,6 +58,7 @@ class LabCache:
         self.root = root
         self.records: dict[str, list] = {}  # sha -> [row, checksum, mean a, mean b, mean a squared, mean b squared]
         self.files: dict[str, list] = {}  # path -> [size, modified, changed, sha, reason]
+        self.damage = ""  # what was wrong with the cache that lay there
 
     def update(self, paths: Iterable[str], progress: Callable[[Iterable, int], Iterable]) -> dict[str, Entry]:
         """Brings the cache up to date with the files, and returns what it knows of each, in the order given.
@@ -89,7 +94,7 @@ class LabCache:
 
     @property
     def _index_path(self) -> Path:
-        return self.home / "index.json"
+        return self.home / "index.txt"
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -101,16 +106,21 @@ class LabCache:
     def _load(self) -> None:
         """Reads the index; whatever is wrong with it or with the records means to start from nothing."""
         try:
-            index = json.loads(self._index_path.read_text())
+            checksum, _, text = self._index_path.read_bytes().partition(b"\n")
+            if checksum != _checksum(text):
+                raise ValueError("its index is damaged")
+            index = json.loads(text)
             if index["format"] != FORMAT or index["shape"] != list(SHAPE):
-                raise ValueError("of another version")
+                raise ValueError("it is of another version")
             self.records, self.files = index["records"], index["files"]
-            if any(entry[3] and entry[3] not in self.records for entry in self.files.values()):
-                raise ValueError("damaged index")
             # Records that nobody has written to since need no second look, which takes seconds for a large set.
             if self.records and index["stamp"] != self._stamp() and not self._intact():
-                raise ValueError("damaged records")
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+                raise ValueError("its records are damaged")
+        except (OSError, ValueError) as error:
+            if self.records and isinstance(error, FileNotFoundError):
+                self.damage = "its records are missing"
+            elif not isinstance(error, FileNotFoundError):
+                self.damage = error.strerror if isinstance(error, OSError) else str(error)
             self.records, self.files = {}, {}
             # A new file, not the old one overwritten: another process may have that mapped.
             self._records_path.unlink(missing_ok=True)
@@ -123,7 +133,8 @@ class LabCache:
             "records": self.records,
             "files": self.files,
         }
-        write_atomically(self._index_path, lambda path: path.write_text(json.dumps(index)))
+        text = json.dumps(index).encode()
+        write_atomically(self._index_path, lambda path: path.write_bytes(_checksum(text) + b"\n" + text))
 
     def _stamp(self) -> list[int]:
         """What changes whenever somebody writes to the records."""
@@ -151,12 +162,12 @@ class LabCache:
         with open(os.open(self._records_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             file.seek(len(self.records) * RECORD_BYTES)
             for path, signature, sha, record, reason in progress(self._read_ahead(paths), len(paths)):
-                self.files[path] = [*signature, sha, reason]
                 if record is not None and sha not in self.records:
                     colour = record[1:].reshape(2, -1) / Constants.LAB_SCALE
                     statistics = [*colour.mean(axis=1).tolist(), *(colour**2).mean(axis=1).tolist()]
-                    self.records[sha] = [len(self.records), zlib.crc32(record), *statistics]
                     file.write(record)
+                    self.records[sha] = [len(self.records), zlib.crc32(record), *statistics]
+                self.files[path] = [*signature, sha, reason]
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     self._commit(file)
                     saved = time.monotonic()
@@ -170,17 +181,18 @@ class LabCache:
 
     def _read_ahead(self, paths: list[str]) -> Iterator[tuple]:
         """`_read` of every path, in order, a bounded number at a time. Decoders work outside Python's lock."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting: deque = deque()
-            try:
-                for path in paths:
-                    waiting.append(pool.submit(self._read, path))
-                    if len(waiting) >= _AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
+        pool = ThreadPoolExecutor(Utils.get_cores())
+        waiting: deque = deque()
+        try:
+            for path in paths:
+                waiting.append(pool.submit(self._read, path))
+                if len(waiting) >= _AHEAD:
                     yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Whoever is told to stop cannot wait for a picture that takes minutes.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, path: str) -> tuple[str, list[int], str, np.ndarray | None, str]:
         """(path, signature, hash of the content, record or None, reason if None) of one file."""

@@ -172,6 +172,7 @@ class LabData:
     test: LabImages
     fingerprint: str
     left_out: dict[str, str] = field(default_factory=dict)  # path -> reason
+    cache_damage: str = ""  # what was wrong with the cache, which was then built anew
 
     @property
     def mean_ab(self) -> tuple[float, float]:
@@ -227,7 +228,8 @@ class LabData:
                 raise UserError(
                     f"no readable image in {folder / subset}: put photographs there, or remove what is there"
                 )
-        return _assemble(cache, split(readable, folder), left_out)
+        data = _assemble(cache, split(readable, folder), left_out)
+        return replace(data, cache_damage=cache.damage)
 
 
 def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: dict[str, str]) -> LabData:

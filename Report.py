@@ -25,12 +25,17 @@ def find_models(output: Output) -> tuple[list[dict], list[str]]:
     """
     models, remarks = [], []
     # Hidden files are what a killed run left half written.
-    paths = sorted(output.checkpoints.glob("*/[!.]*.pt"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(output.checkpoints.glob("*/[!.]*.pt"), key=lambda path: path.lstat().st_mtime)
     for path in paths:
         try:
-            models.append(Checkpoint.load_model(path))
+            model = Checkpoint.load_model(path)
         except UserError as error:
             remarks.append(f"{error}: left out")
+            continue
+        if path != output.root / model["metrics"]["checkpoint"]:
+            remarks.append(f"{path} is a copy of another run's model, {model['run']}: left out")
+        else:
+            models.append(model)
     if models:
         images = models[-1]["identity"]["images"]
         others = sum(model["identity"]["images"] != images for model in models)

@@ -34,8 +34,12 @@ class Store:
     def finished(self) -> int:
         """How many of the snapshots are finished, from the first on without a gap."""
         for number, epoch in enumerate(self.trajectory.snapshots):
-            model = self._left_over(self.output.checkpoint(self.trajectory, epoch))
-            if model is None or "metrics" not in model:
+            path = self.output.checkpoint(self.trajectory, epoch)
+            model = self._left_over(path, Checkpoint.load_model)
+            if model is None:
+                return number
+            if (model["run"], model["epoch"]) != (path.stem, epoch):
+                self.say(f"{path} is the model of another run, {model['run']}: not used")
                 return number
         return len(self.trajectory.snapshots)
 
@@ -46,7 +50,7 @@ class Store:
     def states(self) -> list[dict]:
         """The saved states, newest first: the second is there for the case that the first is damaged."""
         newest = self.output.state(self.trajectory)
-        found = (self._left_over(path) for path in (newest, _previous(newest)))
+        found = (self._left_over(path, Checkpoint.load_state) for path in (newest, _previous(newest)))
         return [state for state in found if state is not None]
 
     def save_state(self, state: dict) -> None:
@@ -56,19 +60,16 @@ class Store:
             os.replace(newest, _previous(newest))
         Checkpoint.save({**state, "identity": self.identity}, newest)
 
-    def _left_over(self, path: Path) -> dict | None:
+    def _left_over(self, path: Path, load: Callable[[Path], dict]) -> dict | None:
         """What an earlier run left at `path`, if it is of this very training; says what is wrong with it if not."""
-        if self.restart or not path.exists():
+        if self.restart or not os.path.lexists(path):
             return None
         try:
-            content = Checkpoint.load(path)
+            content = load(path)
         except UserError as error:
             self.say(f"{error}: not used")
             return None
-        earlier = content.get("identity")
-        if not isinstance(earlier, dict):
-            self.say(f"{path} is no checkpoint of this program: not used")
-            return None
+        earlier = content["identity"]
         changed = [key for key, value in self.identity.items() if earlier.get(key) != value]
         if changed and not self.said_anew:
             self.say(f"{self.trajectory.task} {self.trajectory.name}: starts anew, changed: {', '.join(changed)}")

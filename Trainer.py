@@ -272,7 +272,7 @@ class Trainer(ABC):
                     self._restore(state)
                     self.progress.advance(self.epoch + self.batch / len(self.batches), "")
                     break
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+            except Exception:  # whatever a state of the right form can hold in its depths
                 self.progress.say(
                     f"a saved state of {self.trajectory.task} {self.trajectory.name} is damaged: not used"
                 )
@@ -281,13 +281,30 @@ class Trainer(ABC):
 
     def _restore(self, state: dict) -> None:
         """Puts the trajectory where `save` left it. Raises various errors if the state is not what `save` wrote."""
+        epoch, batch = state["epoch"], state["batch"]
+        lengths = {name: len(state["history"][name]) for name in self.history}
+        if epoch < 0 or not 0 <= batch < len(self.batches) or set(lengths.values()) != {epoch}:
+            raise ValueError(f"epoch {epoch}, batch {batch}, {lengths}")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._restore_optimizer(state["optimizer"]["state"], begun=bool(epoch or batch))
+        self.epoch, self.batch = epoch, batch
         self.squares.fill_(state["squares"])
-        self.history = state["history"]
+        self.history = {name: [float(value) for value in state["history"][name]] for name in self.history}
         self.seconds = state["seconds"]
         self.diverged = state["diverged"]
+
+    def _restore_optimizer(self, moments: dict[int, dict[str, Tensor]], begun: bool) -> None:
+        """Raises ValueError without the moments of every parameter, which nothing else checks before their use."""
+        ours = self.optimizer.state_dict()
+        parameters = self.optimizer.param_groups[0]["params"]
+        if moments.keys() != (set(range(len(parameters))) if begun else set()):
+            raise ValueError("not the moments of these parameters")
+        for number, moment in moments.items():
+            shapes = {name: moment[name].shape for name in ("step", "exp_avg", "exp_avg_sq")}
+            like = parameters[number].shape
+            if shapes != {"step": torch.Size(), "exp_avg": like, "exp_avg_sq": like}:
+                raise ValueError(f"moments of other shapes: {shapes}")
+        self.optimizer.load_state_dict({**ours, "state": moments})
 
 
 def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:

@@ -103,6 +103,8 @@ def load_images(options: argparse.Namespace) -> LabData:
             f"{folder}/ held no images: {tiles} tiles of scikit-image's photographs are there now (yours: --images DIR)"
         )
     data = LabData.load(folder, options.output, lambda work, total: bar(work, total, desc="decoding", unit=" images"))
+    if data.cache_damage:
+        print(f"the cache of decoded images was not used, {data.cache_damage}: decoded them again")
     for path, reason in sorted(data.left_out.items()):
         print(f"left out {path if path.isprintable() else ascii(path)}: {reason}", file=sys.stderr)
     left_out = f"; {len(data.left_out)} left out" if data.left_out else ""

@@ -176,7 +176,7 @@ def test_a_damaged_cache_never_gives_wrong_pixels(data: LabData, cached: Callabl
     draw = random.Random(0)
     files = [path for path in (tmp_path / "out/.cache").rglob("*.*") if path.is_file()]
     wholes = {path: path.read_bytes() for path in files}
-    assert sorted(path.suffix for path in files) == [".json", ".lab"]
+    assert sorted(path.suffix for path in files) == [".lab", ".txt"]
     wrong = []
     for number in range(80):
         path = files[number % 2]
@@ -184,7 +184,7 @@ def test_a_damaged_cache_never_gives_wrong_pixels(data: LabData, cached: Callabl
         at = draw.randrange(len(content))
         if number % 8 < 2:
             del content[at:]
-        elif path.suffix == ".json" and number % 4 == 0:  # another digit: still a file of numbers
+        elif path.suffix == ".txt" and number % 4 == 0:  # another digit: still a file of numbers
             at = draw.choice([at for at, byte in enumerate(content) if chr(byte).isdigit()])
             content[at] = ord(str((int(chr(content[at])) + draw.randrange(1, 10)) % 10))
         else:
