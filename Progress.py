@@ -8,6 +8,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+import Interrupts
+
 _SECONDS_BETWEEN_LINES = 30  # of the bar, where the console is a file and cannot be written over
 
 
@@ -17,14 +19,6 @@ def bar(iterable: Iterable | None = None, total: float | None = None, **options)
     return tqdm(
         iterable, total=total, mininterval=seconds, maxinterval=seconds, dynamic_ncols=True, leave=False, **options
     )
-
-
-class Interrupted(Exception):
-    """The training was asked to stop by a signal, and has saved itself."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
 
 
 class Progress(Protocol):
@@ -51,7 +45,7 @@ class Silent:
 
 
 class StopSignal:
-    """Remembers which of SIGINT and SIGTERM has come."""
+    """Remembers which signal has asked for a stop."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -59,7 +53,7 @@ class StopSignal:
     @contextlib.contextmanager
     def caught(self) -> Iterator["StopSignal"]:
         """Within, the signals ask for a stop; a second Ctrl-C does not ask."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._note) for number in Interrupts.NUMBERS}
         try:
             yield self
         finally:

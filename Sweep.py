@@ -8,9 +8,10 @@ import torch
 
 from Checkpoint import Output
 from ColorizerManager import ColorizerManager
+from Interrupts import Interrupted
 from LabData import LabData
 from Plan import Trajectory
-from Progress import Interrupted, Progress, Silent, SweepProgress
+from Progress import Progress, Silent, SweepProgress
 from Regressor_Manager import RegressorManager
 from Trainer import Trainer
 from utils import UserError, Utils, format_seconds

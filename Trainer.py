@@ -14,10 +14,11 @@ import Checkpoint
 import Constants
 from Checkpoint import Output
 from Graph import GraphedStep
+from Interrupts import Interrupted
 from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
 from Pictures import loss_plot
 from Plan import Trajectory
-from Progress import Interrupted, Progress
+from Progress import Progress
 from Store import Store
 from utils import Utils, format_seconds, is_finite, seed_for
 

@@ -7,10 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 
+import Interrupts
+from Interrupts import Interrupted
 from Plan import Trajectory
-from Progress import Interrupted, Progress, StopSignal, SweepProgress
+from Progress import Progress, StopSignal, SweepProgress
 from utils import Utils
 
 Train = Callable[[Trajectory, Progress], str]
@@ -21,9 +24,7 @@ class Worker:
     """A process that trains one trajectory after the other, as they are handed to it."""
 
     def __init__(self, train: Train) -> None:
-        # Forked from a server that has imported everything once; never from us, whose threads a fork would lose.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, train.__module__])
+        context = _forkserver(train)
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(train, other), daemon=True)
         self.process.start()
@@ -43,6 +44,22 @@ class Worker:
         if code == -signal.SIGKILL:
             return "its process was killed, perhaps for want of memory: try fewer --jobs"
         return f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
+
+
+def _forkserver(train: Train) -> multiprocessing.context.ForkServerContext:
+    """Processes are forked from a server that has imported everything once: from us, a fork would lose our threads.
+
+    A signal to all processes must not end the server. It has them blocked, and so has a worker until it listens.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, train.__module__])
+    resource_tracker.ensure_running()  # which the server wants, and whose start would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupts.NUMBERS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def run_side_by_side(
@@ -84,7 +101,8 @@ class _Crew:
         self.stop = stop
         self.told_to_stop = False
         self.tried_twice: set[Trajectory] = set()
-        self.workers = [Worker(train) for _ in range(jobs)]
+        with Interrupts.raised():  # the server's imports take seconds, in which there is nothing to save
+            self.workers = [Worker(train) for _ in range(jobs)]
         for worker in self.workers:
             self._hand_next(worker)
 
@@ -151,6 +169,7 @@ def _work(train: Train, connection: Connection) -> None:
     with StopSignal().caught() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
         # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, Interrupts.NUMBERS)
         for trajectory in iter(connection.recv, None):
             news = _News(connection, stop)
             outcome = train(trajectory, news)

@@ -6,6 +6,11 @@
 Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
+import Interrupts
+
+if __name__ == "__main__":
+    Interrupts.end_at_once()
+
 import argparse
 import io
 import os
@@ -20,7 +25,7 @@ import Report
 from Checkpoint import Output
 from LabData import LabData
 from Plan import Trajectory, plan
-from Progress import Interrupted, bar
+from Progress import bar
 from Sweep import Sweep
 from utils import Grid, UserError, Utils, parse_feature_maps
 
@@ -136,27 +141,22 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _raise_interrupted(number: int, frame: object) -> NoReturn:
-    raise Interrupted(number)
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    # Until the sweep listens itself, SIGTERM is taken like Ctrl-C.
-    signal.signal(signal.SIGTERM, _raise_interrupted)
     Utils.keep_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
-        return run(options)
+        with Interrupts.raised():
+            return run(options)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        print("main.py: stopped and saved; the same command goes on from here", file=sys.stderr)
+    except Interrupts.Interrupted as stop:
+        print(f"main.py: {Interrupts.STOPPED}", file=sys.stderr)
         return 128 + stop.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # Ctrl-C again, while it saved
         print("main.py: interrupted; the same command goes on from what was saved", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -173,4 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # at once: a thread may still be busy with a large picture
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -17,12 +17,11 @@ pytestmark = pytest.mark.defect
 pytest_plugins = ["survival"]
 
 SLOW_DECODER = f"""
-import sys, time
+import runpy, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import LabCache
 LabCache.decode_thumbnail = lambda content: time.sleep(12)
-import main
-sys.exit(main.main())
+runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
 
 

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM while there is nothing to save: imported first, because the other imports take seconds."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+STOPPED = "stopped; the same command goes on from here"
+NUMBERS = (signal.SIGINT, signal.SIGTERM)  # the signals that ask for a stop
+
+
+class Interrupted(Exception):
+    """The program was asked to stop by a signal, and has saved what there was to save."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+def end_at_once() -> None:
+    """From now on a signal ends the program, with one line: for the imports, in which an exception may get lost."""
+    for number in NUMBERS:
+        signal.signal(number, _end)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Within, a signal raises Interrupted."""
+    before = {number: signal.signal(number, _raise) for number in NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(sys.stderr.fileno(), f"{os.path.basename(sys.argv[0])}: {STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
