@@ -55,7 +55,8 @@ VALIDATION_SHARE = 0.1  # of train/, where a folder brings train/ and test/ but 
 LAB_SCALE = 256  # Lab is stored as 16-bit integers in steps of 1/256: 100 -> 25600, +-128 -> +-32768
 MAPPED_IMAGES = 1024  # read from the map before its pages are given back: about 100 MB
 MAX_FILE_BYTES = 1 << 30  # a larger "image" is left out unread
-MAX_PIXELS = 256 << 20  # a larger picture is taken for a decompression bomb (a JPEG is decoded smaller)
+MAX_PIXELS = 128 << 20  # a larger picture is taken for a decompression bomb (a JPEG is decoded smaller)
+LARGE_PIXELS = 32 << 20  # of larger pictures, one at a time is decoded
 IMAGE_ENDINGS = frozenset(
     ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )

@@ -1,8 +1,10 @@
 """Finding photographs in a folder, and reading one, whatever its format, into plain sRGB."""
 
+import contextlib
 import io
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ import Constants
 Image.MAX_IMAGE_PIXELS = 1 << 30
 # Damaged metadata is no news: a picture that cannot be read is named with its reason by whoever asked for it.
 warnings.filterwarnings("ignore", module="PIL")
+
+
+_LARGE = threading.Lock()  # large pictures are decoded one at a time, however many threads read
 
 
 class Unreadable(Exception):
@@ -80,15 +85,29 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(content))
-        if at_least and image.format == "JPEG":
+        size = image.size
+        if at_least:
             image.draft(None, (at_least, at_least))
-        if image.width * image.height > Constants.MAX_PIXELS:
-            raise Unreadable(f"more than {Constants.MAX_PIXELS >> 20} megapixels: {image.width} x {image.height}")
-        return _to_srgb(ImageOps.exif_transpose(image))
+        if not image.info.get("progressive"):  # all of whose coefficients are kept, whatever the size it is wanted in
+            size = image.size
+        pixels = size[0] * size[1]
+        if pixels > Constants.MAX_PIXELS:
+            raise Unreadable(f"more than {Constants.MAX_PIXELS >> 20} megapixels: {size[0]} x {size[1]}")
+        with _LARGE if pixels > Constants.LARGE_PIXELS else contextlib.nullcontext():
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_srgb(_reduced(image, at_least) if at_least else image)
     except Unreadable:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything at all
         raise Unreadable(_reason(error)) from error
+
+
+def _reduced(image: Image.Image, at_least: int) -> Image.Image:
+    """A large picture averaged down to what suffices, before anything else makes copies of it."""
+    if image.mode.startswith("I;"):
+        image = image.convert("I")
+    factor = min(image.size) // at_least
+    return image if factor < 2 or image.mode in ("1", "P", "PA") else image.reduce(factor)
 
 
 def _reason(error: Exception) -> str:

@@ -89,7 +89,15 @@ class Sweep:
                 failures = run_side_by_side(self.train, longest_first, jobs, costs, progress)
             else:
                 failures = [self.train(t, progress.of(costs[t])) for t in self.trajectories]
-        return [failure for failure in failures if failure]
+        return [failure for failure in failures if failure] or self.removed()
+
+    def removed(self) -> list[str]:
+        """A line for each trajectory that was trained, and of whose models somebody has removed some meanwhile."""
+        return [
+            f"{trajectory.task} {trajectory.name}: its files were removed meanwhile; start again to have them made anew"
+            for trajectory in self.trajectories
+            if not all(self.output.checkpoint(trajectory, epoch).exists() for epoch in trajectory.snapshots)
+        ]
 
     def train(self, trajectory: Trajectory, progress: Progress) -> str:
         """Trains one trajectory; returns what went wrong, "" if nothing did. Raises Interrupted."""
