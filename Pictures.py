@@ -12,8 +12,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from skimage.color import lab2rgb
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 import Constants
 from utils import write_atomically
@@ -70,9 +68,12 @@ def triplet_picture(path: Path, triplets: Sequence[Triplet], title: str) -> None
 
 def _triplet_column(triplets: Sequence[Triplet]) -> Image.Image:
     """One triplet below the other."""
+    from torchvision.utils import make_grid  # here, because it takes longer to import than all else but PyTorch
+
     pictures = [p if p.ndim == 3 else p[..., None].repeat(3, axis=2) for triplet in triplets for p in triplet]
     stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return to_pil_image(make_grid(stack, nrow=len(Triplet._fields), padding=_PADDING, pad_value=255))
+    grid = make_grid(stack, nrow=len(Triplet._fields), padding=_PADDING, pad_value=255)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def loss_plot(path: Path, model: dict) -> None:

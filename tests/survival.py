@@ -24,7 +24,7 @@ from helpers import ROOT, plain, visible_files
 
 MAIN = ROOT / "main.py"
 # Both networks, one activation, two snapshots each; some seconds of work.
-FLAGS = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --epoch 6 16 --batch-size 4 --seed 5".split()
+FLAGS = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --epoch 4 10 --batch-size 4 --seed 5".split()
 SECONDS_TO_STOP = 5  # what the program has from a signal to its end
 _PATIENCE = 120  # seconds that something which should happen is waited for
 

@@ -18,8 +18,6 @@ from LabData import LabData
 from Trainer import Interrupted
 from utils import UserError
 
-pytestmark = pytest.mark.defect
-
 pytest_plugins = ["survival"]
 
 

@@ -24,8 +24,6 @@ import Checkpoint
 import Photos
 from utils import UserError
 
-pytestmark = pytest.mark.defect
-
 pytest_plugins = ["survival"]
 
 IMAGES, CHECKPOINTS = 840, 400  # mutated files

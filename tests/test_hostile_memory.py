@@ -11,8 +11,6 @@ from survival import png
 
 import Constants
 
-pytestmark = pytest.mark.defect
-
 MOST_BYTES = 2.5e9  # for one picture, whatever its size
 SIDE = 3000  # of the pictures that are really read; what they take is scaled up to the largest that would be
 LARGEST_JPEG = 46_000  # that Pillow opens

@@ -1,8 +1,6 @@
 """However a training was divided, interrupted or damaged, it comes to the same result."""
 
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,35 +140,3 @@ def test_the_regressor_is_trained_once_for_both_activations(sweep: Callable[...,
     assert sweep("--epoch", "1", "--activation", "tanh", "--network", "regressor", output="tanh") == 0
     models = [checkpoint(tmp_path / output, TASKS[0], 1) for output in ("out", "tanh")]
     assert plain(models[0]) == plain(models[1])
-
-
-def stop_once_written(process: subprocess.Popen, path: Path, number: signal.Signals) -> tuple[int, str]:
-    """Sends the signal as soon as a file is there; returns the exit code and what was said on stderr."""
-    deadline = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    return process.returncode, error.decode()
-
-
-def test_signals_stop_the_real_program_and_the_same_command_finishes(
-    photos: Path,
-    tmp_path: Path,
-    start_main: Callable[..., subprocess.Popen],
-    sweep: Callable[..., int],
-) -> None:
-    flags = "--network regressor --batch-size 32 --epoch 1 30 60".split()
-    command = ["--images", photos, "--output", tmp_path / "out", *FLAGS, *flags]
-    for epoch, number, code in ((1, signal.SIGINT, 130), (30, signal.SIGTERM, 143)):
-        mark = tmp_path / f"out/checkpoints/regressor/epoch_{epoch}_lr_0.001_weight_decay_0.pt"
-        returned, error = stop_once_written(start_main(*command, cwd=tmp_path), mark, number)
-        assert returned == code
-        assert "Traceback" not in error
-        assert "goes on" in error
-    assert not list((tmp_path / "out").rglob("epoch_60_*.pt"))
-    assert sweep(*flags) == 0
-    assert sweep(*flags, output="undisturbed") == 0
-    for epoch in (1, 30, 60):
-        models = [checkpoint(tmp_path / output, TASKS[0], epoch) for output in ("out", "undisturbed")]
-        assert plain(models[0]) == plain(models[1])

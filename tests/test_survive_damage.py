@@ -17,8 +17,6 @@ import main
 from LabData import LabData
 from Trainer import Interrupted
 
-pytestmark = pytest.mark.defect
-
 pytest_plugins = ["survival"]
 
 FLAGS = "--device cpu --network regressor --lr 0.003 --weight-decay 0 --batch-size 8 --jobs 1 --epoch 2 4".split()

@@ -14,8 +14,6 @@ from survival import Process, Undisturbed, kept, losses, without_bar
 
 import main
 
-pytestmark = pytest.mark.defect
-
 pytest_plugins = ["survival"]
 
 FLAGS = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --batch-size 8 --jobs 1".split()

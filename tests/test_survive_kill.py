@@ -5,11 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
 from helpers import ROOT
 from survival import MAIN, Process, Undisturbed, alive, figure, losses, wait_until
-
-pytestmark = pytest.mark.slow
 
 pytest_plugins = ["survival"]
 
