@@ -49,7 +49,7 @@ def table(tmp_path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_goes_on_after_a_combination_diverged(
+def test_a_sweep_survives_a_combination_that_diverges(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     flags = "--device cpu --activation tanh --lr 1e30 0.001 --epoch 1 2 --weight-decay 0".split()

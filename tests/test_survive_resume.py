@@ -10,6 +10,7 @@ import pytest
 from helpers import TASKS, Silent, checkpoint, manager, picture, plain, train, write
 from survival import kept, losses
 
+import Constants
 import main
 from LabData import LabData
 from Trainer import Interrupted, Trainer
@@ -44,6 +45,33 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def interrupt(task: tuple[str, str], data: LabData, output: Path, at: float, *snapshots: int, **settings: int) -> None:
     with pytest.raises(Interrupted):
         manager(task, data, output, snapshots, Silent(stop_after=at, signal=signal.SIGTERM), **settings).train()
+
+
+class Killed(BaseException):
+    """As SIGKILL is: nobody gets to save anything."""
+
+
+class Killer(Silent):
+    """Kills the training after some epochs."""
+
+    def advance(self, epochs: float, status: str) -> None:
+        super().advance(epochs, status)
+        if sum(self.advances) > 2.5:
+            raise Killed
+
+
+@pytest.mark.parametrize(("seconds", "begins"), [(0, 2.4), (1000, 0.2)], ids=["every step", "never"])
+def test_what_is_lost_is_no_more_than_was_trained_since_the_last_save(
+    data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, begins: float
+) -> None:
+    """Five steps an epoch; killed after the third step of the third, before that step could be saved."""
+    monkeypatch.setattr(Constants, "SAVE_SECONDS", seconds)
+    with pytest.raises(Killed):
+        manager(TASKS[1], data, tmp_path, (4,), Killer(), batch_size=4).train()
+    progress = Silent()
+    train(TASKS[1], data, tmp_path, 4, progress=progress, batch_size=4)
+    assert progress.advances[0] == pytest.approx(begins)
+    assert sum(progress.advances) == pytest.approx(4)
 
 
 def test_more_epochs_train_only_what_is_new(
