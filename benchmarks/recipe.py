@@ -1,0 +1,109 @@
+"""Measures what each part of `--recipe best` is worth: the recipe, and the recipe with one part taken back.
+
+    python3 benchmarks/recipe.py [--images DIR] [--epochs N] [--seeds S ...] [--json FILE]
+
+Every variant trains a sigmoid Colorizer for the same number of epochs, from the same seeds.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import common
+
+import Checkpoint
+import Constants
+from Plan import Trajectory, plan
+from Sweep import Sweep
+from utils import Grid, UserError, Utils
+
+# What is changed in the recipe; the first is what the report does.
+VARIANTS = {
+    "the report's: 3 maps, constant 0.001": None,
+    "best": {},
+    "constant learning rate 0.003": {"schedule": "constant", "warmup_steps": 0},
+    "constant learning rate 0.001": {"schedule": "constant", "warmup_steps": 0, "lr": 0.001},
+    "no warm-up": {"warmup_steps": 0},
+    "learning rate 0.001": {"lr": 0.001},
+    "learning rate 0.01": {"lr": 0.01},
+    "9 maps": {"feature_maps": 9},
+    "`deep`": {"feature_maps": Constants.NAMED_FEATURE_MAPS["deep"]},
+    "crops of 0.3 to 1 of the area": {"crop_area": 0.3},
+    "no crops": {"crop_area": 1.0},
+    "batches of 8": {"batch_size": 8},
+    "batches of 32": {"batch_size": 32},
+    "float32": {"precision": "fp32"},
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = common.Parser("recipe.py", description="The parts of --recipe best.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
+    add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training (60)")
+    add("--seeds", nargs="+", type=int, default=[0], help="a training of each variant for each (0)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
+    add("--json", metavar="FILE", type=Path, help="where to write all figures")
+    return parser.parse_args()
+
+
+def trajectory(change: dict | None, epochs: int, seed: int, precision: str) -> Trajectory:
+    recipe = Constants.RECIPES["best"] if change is not None else {"lr": [Constants.LEARNING_RATES[0]]}
+    settings = {"precision": precision, **recipe, **(change or {}), "seed": seed}
+    lr = settings.pop("lr")
+    settings = {key: value for key, value in settings.items() if key not in ("epoch", "weight_decay")}
+    grid = Grid(dict(lr=lr if isinstance(lr, list) else [lr], epoch=[epochs], weight_decay=[0]))
+    (found,) = plan(grid, settings, ["colorizer"], ["sigmoid"])
+    return found
+
+
+def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dict[str, object]]:
+    """Test mse and seconds of every variant, one value for each seed. Raises UserError if a training fails."""
+    device = Utils.get_device(options.device)
+    precision = Utils.get_precision("auto", device)
+    found = {}
+    for number, (name, change) in enumerate(VARIANTS.items()):
+        print(f"{name} ({number + 1} of {len(VARIANTS)})", file=sys.stderr)
+        trajectories = [trajectory(change, options.epochs, seed, precision) for seed in options.seeds]
+        metrics = []
+        for each in trajectories:
+            # One after the other into the same names: seeds are no part of a run's name here.
+            if failures := Sweep([each], images.data, images.output, device, restart=True).run(1):
+                raise UserError("; ".join(failures))
+            metrics.append(Checkpoint.load_model(images.output.checkpoint(each, options.epochs))["metrics"])
+        found[name] = {
+            "test_mse": common.spread([m.get("test_mse", float("nan")) for m in metrics]),
+            "seconds": common.spread([m["seconds"] for m in metrics]),
+        }
+    return found
+
+
+def main() -> None:
+    options = arguments()
+    common.check_json(options.json)
+    Utils.keep_memory()
+    device = Utils.get_device(options.device)
+    with common.prepared(options.images) as images:
+        results = train(options, images)
+        settings = {"epochs": options.epochs, "seeds": options.seeds, "images": images.describe()}
+        count = len(images.paths["train"])
+    best = results["best"]["test_mse"]["median"]
+    rows = [
+        [
+            name,
+            common.show(found["test_mse"], ".6f"),
+            f"{found['test_mse']['median'] / best - 1:+.1%}",
+            common.show(found["seconds"]),
+        ]
+        for name, found in results.items()
+    ]
+    head = ["recipe with this change", "test mse", "against best", "seconds"]
+    print(
+        f"{common.describe(device)}\n{options.epochs} epochs of {count} images, "
+        f"seeds {', '.join(map(str, options.seeds))}\n\n{common.markdown(head, rows)}"
+    )
+    common.write_json(options.json, {"settings": settings, "results": results}, device)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run("recipe.py", main))
