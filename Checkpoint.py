@@ -49,7 +49,10 @@ METRICS = {"status": str, "grey_mse": float, "mean_colour_mse": float, "seconds"
 SCORES = {
     "": dict.fromkeys(("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "rmse_lab"), float),
     "regressor": {"test_means": list},
-    "colorizer": dict.fromkeys(("psnr", "ssim", "delta_e", "colourfulness", "colourfulness_true"), float),
+    "colorizer": {
+        **dict.fromkeys(("psnr", "ssim", "delta_e", "colourfulness", "colourfulness_true", "chroma_ratio"), float),
+        "verdict": str,
+    },
 }
 
 

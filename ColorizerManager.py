@@ -8,7 +8,7 @@ import Constants
 from Colorizer import Colorizer
 from LabData import EvaluationBatches, LabImages, loader
 from Pictures import Triplet, to_grey, to_srgb, triplet_picture, write_png
-from Scores import mean_scores, scores
+from Scores import chroma, colour_use, mean_scores, scores
 from Trainer import Trainer
 
 
@@ -29,9 +29,10 @@ class ColorizerManager(Trainer):
         return torch.from_numpy(images.statistics[:, 2:]).mean(dim=0)
 
     def test(self, run: str, test_mse: float) -> dict[str, object]:
-        """Colours the test images: PSNR, SSIM, CIEDE2000 and colourfulness; grey and coloured pictures, triplets."""
+        """Colours the test images: how close, how colourful; grey and coloured pictures, triplets."""
         images = self.data.test
         collected: list[dict[str, float]] = []
+        colours: list[dict[str, float]] = []
         triplets: list[Triplet] = []
         for lightness, ab in loader(images, EvaluationBatches(len(images))):
             predicted = self.predict(lightness).cpu()
@@ -40,6 +41,7 @@ class ColorizerManager(Trainer):
                 grey = to_grey(light[0])
                 original, coloured = (to_srgb(np.concatenate([light, colour])) for colour in (true, guess))
                 collected.append(scores(original, coloured))
+                colours.append(chroma(true, guess))
                 if len(triplets) < Constants.TRIPLETS:
                     triplets.append(Triplet(grey, original, coloured))
                 if len(collected) <= Constants.MAX_PICTURES:
@@ -48,7 +50,7 @@ class ColorizerManager(Trainer):
         self._remove_others(run, set(images.names[: Constants.MAX_PICTURES]))
         title = f"Colorizer, {self.trajectory.activation}: {run}\ntest mse {test_mse:.6f}"
         triplet_picture(self.plot(run, "triplets.png"), triplets, title)
-        return mean_scores(collected)
+        return {**mean_scores(collected), **colour_use(mean_scores(colours))}
 
     def _remove_others(self, run: str, names: set[str]) -> None:
         """Removes pictures that an earlier run wrote of images which are no longer tested."""

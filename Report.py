@@ -14,7 +14,8 @@ from utils import UserError, format_value, write_atomically
 SETTING_COLUMNS = ["network", "activation", "feature_maps", "lr", "epoch", "weight_decay"]
 SCORE_COLUMNS = (
     "seed status train_mse val_mse test_mse test_mse_a test_mse_b grey_mse mean_colour_mse rmse_lab "
-    "psnr ssim delta_e colourfulness colourfulness_true seconds checkpoint diverged_epoch"
+    "psnr ssim delta_e colourfulness colourfulness_true seconds checkpoint diverged_epoch "
+    "beats_grey beats_mean_colour chroma_ratio variety_ratio verdict"
 ).split()
 
 
@@ -58,8 +59,16 @@ def to_rows(models: Sequence[dict]) -> list[dict]:
         settings = {key: model["hyperparameters"][key] for key in keys if key in model["hyperparameters"]}
         scores = {key: value for key, value in model["metrics"].items() if key in SCORE_COLUMNS}
         fixed = {key: model[key] for key in ("network", "activation", "seed", "feature_maps")}
-        rows.append({**settings, **fixed, **scores})
+        rows.append({**settings, **fixed, **scores, **beaten(model["metrics"])})
     return sorted(rows, key=lambda row: (_task_order(row), row["lr"], row["epoch"], row["weight_decay"], str(row)))
+
+
+def beaten(metrics: dict) -> dict[str, str]:
+    """Whether a model is better than the two guesses that look at nothing: "yes" or "no" for each."""
+    if metrics["status"] != "done":
+        return {}
+    guesses = ("grey", "mean_colour")
+    return {f"beats_{guess}": "yes" if metrics["test_mse"] < metrics[f"{guess}_mse"] else "no" for guess in guesses}
 
 
 def _differs(key: str, models: Sequence[dict]) -> bool:
@@ -152,20 +161,28 @@ def _tables(rows: Sequence[dict], best: dict[tuple[str, str], dict]) -> list[str
     lines.append("")
     for row in best.values():
         name = " ".join(filter(None, (row["network"], row["activation"])))
-        beats = "beats" if row["test_mse"] < row["mean_colour_mse"] else "does NOT beat"
+        beats = "beats" if row["beats_mean_colour"] == "yes" else "does NOT beat"
         lines.append(
             f"Best {name}: lr {format_value(row['lr'])}, epoch {row['epoch']}, weight decay "
             f"{format_value(row['weight_decay'])}: test mse {row['test_mse']:.6f} {beats} the mean colour "
-            f"({row['mean_colour_mse']:.6f}; grey {row['grey_mse']:.6f})"
+            f"({row['mean_colour_mse']:.6f}; grey {row['grey_mse']:.6f}){_colours(row)}"
         )
     return lines
+
+
+def _colours(row: dict) -> str:
+    """In words, how much of the colours a colorizer uses; "" for a regressor."""
+    if "verdict" not in row:
+        return ""
+    return f"; {row['verdict']}, with {row['chroma_ratio']:.0%} of the true chroma"
 
 
 def _table(rows: Sequence[dict]) -> list[str]:
     swept = [key for key in columns(rows) if key not in (*SETTING_COLUMNS, *SCORE_COLUMNS)]
     colorizer = rows[0]["network"] == "colorizer"
     head = ["", *(["activation"] if colorizer else []), "maps", "lr", "epoch", "decay", *swept]
-    head += ["val mse", "test mse", "beats mean?", *(["PSNR", "SSIM", "dE", "colour/true"] if colorizer else [])]
+    head += ["val mse", "test mse", "beats grey?", "mean?"]
+    head += ["PSNR", "SSIM", "dE", "colour/true", "chroma", "verdict"] if colorizer else []
     table = [head]
     diverged = [row for row in rows if row["status"] != "done"]
     for rank, row in enumerate([*ranked(rows), *diverged], 1):
@@ -180,10 +197,11 @@ def _score_cells(row: dict, colorizer: bool) -> list[str]:
     if row["status"] != "done":
         return [f"diverged at epoch {row['diverged_epoch']}"]
     cells = [f"{row['val_mse']:.6f}", f"{row['test_mse']:.6f}"]
-    cells.append("yes" if row["test_mse"] < row["mean_colour_mse"] else "no")
+    cells += [row["beats_grey"], row["beats_mean_colour"]]
     if colorizer:
         cells += [f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", f"{row['delta_e']:.2f}"]
         cells.append(f"{row['colourfulness']:.0f}/{row['colourfulness_true']:.0f}")
+        cells += [f"{row['chroma_ratio']:.0%}", row["verdict"]]
     return cells
 
 

@@ -33,6 +33,44 @@ def scores(original: np.ndarray, coloured: np.ndarray) -> dict[str, float]:
     }
 
 
+# Below this share of the true chroma, or of its variety, a network has given up: no colours, or one for everything.
+COLLAPSED = 0.2
+# The colours of middle lightness around the a-b plane, and the angle in degrees up to which each is called so.
+_HUES = {20: "red", 85: "brown", 125: "olive", 190: "green", 230: "teal", 300: "blue", 340: "purple", 360: "red"}
+
+
+def chroma(true_ab: np.ndarray, ab: np.ndarray) -> dict[str, float]:
+    """What `colour_use` needs of one image, from its true and its predicted ab (2,H,W) in Lab units."""
+    found = {}
+    for suffix, values in (("_true", true_ab), ("", ab)):
+        a, b = values
+        found |= {f"chroma{suffix}": np.hypot(a, b).mean(), f"square{suffix}": (values**2).sum(axis=0).mean()}
+        found |= {f"a{suffix}": a.mean(), f"b{suffix}": b.mean()}
+    return found
+
+
+def colour_use(means: dict[str, float]) -> dict[str, float | str]:
+    """How much of the colours there are a network uses, from the means over all images of what `chroma` gives.
+
+    `chroma_ratio`: mean predicted over mean true chroma, sqrt(a^2 + b^2). `variety_ratio`: the same for the standard
+    deviation of ab over all pixels of all images. `verdict`: "coloured", or to which colour it collapsed.
+    """
+
+    def deviation(suffix: str) -> float:
+        variance = means[f"square{suffix}"] - means[f"a{suffix}"] ** 2 - means[f"b{suffix}"] ** 2
+        return float(np.sqrt(max(variance, 0)))
+
+    chroma_ratio = means["chroma"] / max(means["chroma_true"], 1e-9)
+    variety_ratio = deviation("") / max(deviation("_true"), 1e-9)
+    verdict = "coloured"
+    if chroma_ratio < COLLAPSED:
+        verdict = "collapsed to grey"
+    elif variety_ratio < COLLAPSED:
+        angle = np.degrees(np.arctan2(means["b"], means["a"])) % 360
+        verdict = f"collapsed to {next(name for limit, name in _HUES.items() if angle <= limit)}"
+    return {"chroma_ratio": chroma_ratio, "variety_ratio": variety_ratio, "verdict": verdict}
+
+
 def mean_scores(collected: list[dict[str, float]]) -> dict[str, float]:
     """Each score, averaged over the images."""
     return {key: float(np.mean([scores[key] for scores in collected])) for key in collected[0]}

@@ -313,7 +313,9 @@ def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:
     name = f"{trajectory.task} {run}"
     if metrics["status"] == "diverged":
         return f"{name}: diverged at epoch {metrics['diverged_epoch']}"
+    beats = "beats" if metrics["test_mse"] < metrics["mean_colour_mse"] else "does NOT beat"
+    verdict = f", {metrics['verdict']}" if metrics.get("verdict", "coloured") != "coloured" else ""
     return (
-        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} "
-        f"(mean colour {metrics['mean_colour_mse']:.6f}), {format_seconds(metrics['seconds'])}"
+        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} {beats} the mean colour "
+        f"({metrics['mean_colour_mse']:.6f}){verdict}, {format_seconds(metrics['seconds'])}"
     )

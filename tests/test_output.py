@@ -21,7 +21,7 @@ ACTIVATIONS = ["sigmoid", "tanh"]
 COLUMNS = (
     "network activation feature_maps lr epoch weight_decay seed status train_mse val_mse test_mse test_mse_a "
     "test_mse_b grey_mse mean_colour_mse rmse_lab psnr ssim delta_e colourfulness colourfulness_true seconds "
-    "checkpoint diverged_epoch"
+    "checkpoint diverged_epoch beats_grey beats_mean_colour chroma_ratio variety_ratio verdict"
 ).split()
 LEVELS = oracles.lab(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))[:, 0]
 HALF_LEVEL = np.diff(LEVELS).max() / 2  # how far rounding to 8 bits can move the L* of a grey
@@ -149,6 +149,7 @@ def test_results_have_the_promised_columns_and_a_row_for_every_combination(rows:
         empty = {"diverged_epoch"}
         if row["network"] == "regressor":
             empty |= {"activation", "psnr", "ssim", "delta_e", "colourfulness", "colourfulness_true"}
+            empty |= {"chroma_ratio", "variety_ratio", "verdict"}
         assert {key for key, value in row.items() if value == ""} == empty
 
 
@@ -172,6 +173,12 @@ def test_scores_are_those_of_the_written_pictures(
         }
         found = {key: float(row[key]) for key in expected}
         assert found == pytest.approx(expected, rel=1e-4)
+        chroma = [[np.hypot(lab[..., 1], lab[..., 2]).mean() for lab in pair] for pair in labs]
+        true, predicted = np.mean(chroma, axis=0)
+        # The pictures are the prediction as far as sRGB can show it.
+        assert float(row["chroma_ratio"]) == pytest.approx(predicted / true, abs=0.02)
+        for guess in ("grey", "mean_colour"):
+            assert (row[f"beats_{guess}"] == "yes") == (float(row["test_mse"]) < float(row[f"{guess}_mse"]))
 
 
 def test_baselines_are_those_of_the_photographs(

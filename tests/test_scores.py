@@ -12,7 +12,7 @@ from torch import Tensor
 from Colorizer import Colorizer
 from LabData import LabData, LabImages
 from Regressor import Regressor
-from Scores import colourfulness, scores
+from Scores import chroma, colour_use, colourfulness, mean_scores, scores
 
 # Sharma, Wu and Dalal 2005, Table 1: L, a, b twice, and their difference.
 SHARMA = """
@@ -71,6 +71,32 @@ def test_colourfulness_of_grey_is_zero_and_its_opponents_are_signed() -> None:
     # Half red, half green: rg is +255 and -255, so that its mean vanishes and its deviation is 255.
     halves = np.concatenate([flat((255, 0, 0)), flat((0, 255, 0))])
     assert colourfulness(halves) == pytest.approx(255 + 0.3 * 127.5)
+
+
+TRUE = np.random.default_rng(3).normal(20, 15, (4, 2, 16, 16))  # ab of four images
+
+
+@pytest.mark.parametrize(
+    ("predicted", "ratio", "verdict"),
+    [
+        (TRUE, 1, "coloured"),
+        (TRUE / 2, 0.5, "coloured"),
+        (TRUE / 10, 0.1, "collapsed to grey"),
+        (np.zeros_like(TRUE), 0, "collapsed to grey"),
+        (np.full_like(TRUE, 20), None, "collapsed to brown"),
+        (TRUE * 0 + np.array([5.0, -30.0])[:, None, None], None, "collapsed to blue"),
+        (TRUE * 0.05 + np.array([40.0, 2.0])[:, None, None], None, "collapsed to red"),
+        # Of one colour within each image, but not over the images.
+        (TRUE.mean(axis=(2, 3), keepdims=True) * np.array([1, -1, 2, -2])[:, None, None, None], None, "coloured"),
+    ],
+)
+def test_a_collapse_is_named(predicted: np.ndarray, ratio: float | None, verdict: str) -> None:
+    found = colour_use(mean_scores([chroma(*pair) for pair in zip(TRUE, predicted)]))
+    assert found["verdict"] == verdict
+    if ratio is not None:
+        assert found["chroma_ratio"] == pytest.approx(ratio)
+        deviations = [np.sqrt(values.var(axis=(0, 2, 3)).sum()) for values in (predicted, TRUE)]
+        assert found["variety_ratio"] == pytest.approx(deviations[0] / deviations[1], abs=1e-6)
 
 
 def errors(model: torch.nn.Module, images: LabImages, target: tuple[float, float]) -> np.ndarray:
