@@ -43,6 +43,11 @@ RECIPES = {
     },
 }
 
+# --- The study of the feature maps (section 9 of the report) ---------------------------------------
+STUDY_FEATURE_MAPS = [3, 4, 5, 6, 7, 8, 9]
+STUDY_SEEDS = [0, 1, 2]
+REPORTED_OPTIMUM = (3, 0.000263)  # the report's number of maps, and its mse
+
 # --- Evaluation ------------------------------------------------------------------------------------
 # Fixed, and not the training batch size, so that no figure can depend on --batch-size.
 EVALUATION_BATCH = 64

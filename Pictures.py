@@ -99,6 +99,33 @@ def loss_plot(path: Path, model: dict) -> None:
     _save(figure, path)
 
 
+def feature_maps_picture(path: Path, rows: Sequence[dict]) -> None:
+    """The mse over the number of feature maps: a panel per network, the mean over the seeds and how far they spread."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure(figsize=(4.8 * len(networks), 3.8), dpi=Constants.DPI, layout="constrained")
+    for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks):
+        members = [row for row in rows if row["network"] == network]
+        for activation, colour, marker in zip(("", *Constants.ACTIVATIONS), (BLUE, BLUE, ORANGE), "oos"):
+            line = [row for row in members if row["activation"] == activation]
+            if line:
+                maps, mean, low, high = (
+                    [row[key] for row in line]
+                    for key in ("feature_maps", "test_mse_mean", "test_mse_min", "test_mse_max")
+                )
+                reach = np.abs(np.array([low, high]) - mean)
+                axes.errorbar(maps, mean, reach, color=colour, marker=marker, capsize=3, label=activation or network)
+        axes.axhline(members[0]["mean_colour_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean colour")
+        axes.set_xlabel("feature maps in each layer")
+        axes.set_ylabel(MSE_LABEL)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(network.capitalize(), fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    seeds = max(row["seeds"] for row in rows)
+    figure.suptitle(f"Error on the test images: mean, least and greatest of {seeds} seeds", fontsize=10)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, figure.savefig)
 

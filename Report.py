@@ -179,6 +179,8 @@ def _colours(row: dict) -> str:
 
 def _table(rows: Sequence[dict]) -> list[str]:
     swept = [key for key in columns(rows) if key not in (*SETTING_COLUMNS, *SCORE_COLUMNS)]
+    if len({row["seed"] for row in rows}) > 1:
+        swept.append("seed")
     colorizer = rows[0]["network"] == "colorizer"
     head = ["", *(["activation"] if colorizer else []), "maps", "lr", "epoch", "decay", *swept]
     head += ["val mse", "test mse", "beats grey?", "mean?"]

@@ -22,6 +22,7 @@ from typing import NoReturn
 import BuiltinPhotos
 import Constants
 import Report
+import Study
 from Checkpoint import Output
 from LabData import LabData
 from Plan import Trajectory, plan
@@ -75,12 +76,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--batch-size", type=int, metavar="N", help=f"images per step ({Constants.BATCH_SIZE})")
     add("--copies", type=int, metavar="N", help=f"passes over the images per epoch ({Constants.COPIES})")
-    add("--seed", type=int, metavar="N", help=f"of all randomness ({Constants.SEED})")
+    seed = parser.add_mutually_exclusive_group().add_argument
+    seed("--seed", type=int, metavar="N", help=f"of all randomness ({Constants.SEED})")
+    seed("--seeds", **many, type=int, metavar="N", help="train every combination with each of these seeds")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training step")
     add("--jobs", type=jobs, metavar="N", help="trajectories trained at once (auto: what is fastest here)")
     add("--plan", action="store_true", help="print the combinations, trajectories and epochs, and exit")
     add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")
+    add("--study-feature-maps", action="store_true", help="compare 3, 4, ... 9 feature maps (section 9 of the report)")
     add("--restart", action="store_true", help="ignore what an earlier run left")
     return parser
 
@@ -97,7 +101,10 @@ def make_plan(options: argparse.Namespace, precision: str) -> list[Trajectory]:
     axes = {name: value for name, value in chosen.items() if name in ("lr", "epoch", "weight_decay")}
     base = {name: value for name, value in chosen.items() if name not in axes}
     axes |= {name: [flags[name]] for name in grid.names if name in flags and name not in axes}
-    return plan(grid.replaced(axes), {**base, "precision": precision}, options.network, options.activation)
+    grid = grid.replaced({**axes, **({"seed": options.seeds} if options.seeds else {})})
+    if options.study_feature_maps:
+        grid = Study.grid(grid, flags)
+    return plan(grid, {**base, "precision": precision}, options.network, options.activation)
 
 
 def load_images(options: argparse.Namespace) -> LabData:
@@ -118,6 +125,14 @@ def load_images(options: argparse.Namespace) -> LabData:
     return data
 
 
+def gather(
+    options: argparse.Namespace, output: Output, trajectories: list[Trajectory], redraw: bool = False
+) -> list[str]:
+    """Puts what is finished into Plots/, and returns the lines to print. Raises UserError if nothing is."""
+    lines = Report.gather(output, redraw)
+    return [*lines, *Study.gather(output, trajectories)] if options.study_feature_maps else lines
+
+
 def run(options: argparse.Namespace) -> int:
     """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
     device = Utils.get_device(options.device)
@@ -127,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     output = Output(options.output)
     if options.report:
-        print("\n".join(Report.gather(output, redraw=True)))
+        print("\n".join(gather(options, output, trajectories, redraw=True)))
         return 0
     output.prepare()
     with output.locked():
@@ -137,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
         for failure in failures:
             print(f"main.py: failed: {failure}", file=sys.stderr)
         if len(failures) < len(trajectories):
-            print("\n".join(Report.gather(output)))
+            print("\n".join(gather(options, output, trajectories)))
     return 1 if failures else 0
 
 
