@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 import Checkpoint
 from Checkpoint import Output
 from Plan import Trajectory
@@ -75,6 +77,23 @@ class Store:
             self.say(f"{self.trajectory.task} {self.trajectory.name}: starts anew, changed: {', '.join(changed)}")
             self.said_anew = True
         return None if changed else content
+
+
+def restore_moments(optimizer: torch.optim.Adam, moments: dict[int, dict[str, torch.Tensor]], begun: bool) -> None:
+    """Gives Adam back the saved moments of its parameters, and nothing else of what a file may say.
+
+    `begun`: whether a step was taken, before which there are none. Raises ValueError or KeyError without the moments of
+    every parameter, in its shape, which nothing else checks before they are used.
+    """
+    parameters = optimizer.param_groups[0]["params"]
+    if moments.keys() != (set(range(len(parameters))) if begun else set()):
+        raise ValueError("not the moments of these parameters")
+    for number, moment in moments.items():
+        shapes = {name: moment[name].shape for name in ("step", "exp_avg", "exp_avg_sq")}
+        like = parameters[number].shape
+        if shapes != {"step": torch.Size(), "exp_avg": like, "exp_avg_sq": like}:
+            raise ValueError(f"moments of other shapes: {shapes}")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def _previous(path: Path) -> Path:

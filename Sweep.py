@@ -1,5 +1,6 @@
 """Runs the trajectories of a plan, one by one or side by side, and shows how far they are."""
 
+import contextlib
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ class Sweep:
     output: Output
     device: torch.device
     restart: bool = False
+    tensorboard: bool = False
 
     def trainer(self, trajectory: Trajectory, progress: Progress) -> Trainer:
         torch.set_num_threads(self.threads(trajectory))
@@ -102,7 +104,9 @@ class Sweep:
     def train(self, trajectory: Trajectory, progress: Progress) -> str:
         """Trains one trajectory; returns what went wrong, "" if nothing did. Raises Interrupted."""
         try:
-            self.trainer(trajectory, progress).train()
+            trainer = self.trainer(trajectory, progress)
+            with self.board(trajectory) as trainer.board:
+                trainer.train()
         except Interrupted:
             raise
         except (UserError, OSError, torch.OutOfMemoryError) as error:
@@ -111,6 +115,14 @@ class Sweep:
             progress.say(traceback.format_exc())
             return f"{trajectory.task} {trajectory.name}: {type(error).__name__}: {error}"
         return ""
+
+    def board(self, trajectory: Trajectory) -> contextlib.AbstractContextManager:
+        """The log of a trajectory for TensorBoard, where one is wanted, else None."""
+        if not self.tensorboard:
+            return contextlib.nullcontext()
+        from TensorBoard import Board  # here, because its import takes longer than most of the rest
+
+        return contextlib.closing(Board(self.output, trajectory))
 
     def describe_device(self) -> str:
         """The device in words."""

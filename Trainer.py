@@ -5,6 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,11 @@ from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, load
 from Pictures import loss_plot
 from Plan import Trajectory
 from Progress import Progress
-from Store import Store
+from Store import Store, restore_moments
 from utils import Utils, format_seconds, is_finite, seed_for
+
+if TYPE_CHECKING:
+    from TensorBoard import Board
 
 
 class Trainer(ABC):
@@ -56,6 +60,7 @@ class Trainer(ABC):
         self.offset = torch.tensor(self.target[0] / self.target[1], dtype=torch.float32, device=device)
         self.identity = trajectory.identity(data.fingerprint)
         self.store = Store(output, trajectory, self.identity, progress.say, restart)
+        self.board: Board | None = None  # whoever wants a log for TensorBoard, puts one here
         self.start()
 
     # --- What a subclass supplies ------------------------------------------------------------------
@@ -105,7 +110,11 @@ class Trainer(ABC):
 
         Raises Interrupted when told to stop, OSError if a file cannot be written.
         """
-        for snapshot in self.trajectory.snapshots[self.resume() :]:
+        finished = self.resume()
+        if self.board:
+            for snapshot in self.trajectory.snapshots[:finished]:
+                self.board.model(self.output.checkpoint(self.trajectory, snapshot))
+        for snapshot in self.trajectory.snapshots[finished:]:
             while self.epoch < snapshot and not self.diverged:
                 self.train_epoch()
             self.finish(snapshot)
@@ -134,6 +143,8 @@ class Trainer(ABC):
             self.diverged = number
         self.epoch, self.batch = number, 0
         self.squares.zero_()
+        if self.board:
+            self.board.epochs(self.history)
 
     def step(self, lightness: Tensor, ab: Tensor) -> None:
         """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
@@ -236,6 +247,8 @@ class Trainer(ABC):
         loss_plot(self.plot(run, "loss.png"), content)
         self.save()
         self.store.save_model(content, epoch)
+        if self.board:
+            self.board.model(self.output.checkpoint(self.trajectory, epoch))
         self.progress.say(summary_line(self.trajectory, run, metrics))
 
     def plot(self, run: str, what: str) -> Path:
@@ -287,25 +300,12 @@ class Trainer(ABC):
         if epoch < 0 or not 0 <= batch < len(self.batches) or set(lengths.values()) != {epoch}:
             raise ValueError(f"epoch {epoch}, batch {batch}, {lengths}")
         self.model.load_state_dict(state["model"])
-        self._restore_optimizer(state["optimizer"]["state"], begun=bool(epoch or batch))
+        restore_moments(self.optimizer, state["optimizer"]["state"], begun=bool(epoch or batch))
         self.epoch, self.batch = epoch, batch
         self.squares.fill_(state["squares"])
         self.history = {name: [float(value) for value in state["history"][name]] for name in self.history}
         self.seconds = state["seconds"]
         self.diverged = state["diverged"]
-
-    def _restore_optimizer(self, moments: dict[int, dict[str, Tensor]], begun: bool) -> None:
-        """Raises ValueError without the moments of every parameter, which nothing else checks before their use."""
-        ours = self.optimizer.state_dict()
-        parameters = self.optimizer.param_groups[0]["params"]
-        if moments.keys() != (set(range(len(parameters))) if begun else set()):
-            raise ValueError("not the moments of these parameters")
-        for number, moment in moments.items():
-            shapes = {name: moment[name].shape for name in ("step", "exp_avg", "exp_avg_sq")}
-            like = parameters[number].shape
-            if shapes != {"step": torch.Size(), "exp_avg": like, "exp_avg_sq": like}:
-                raise ValueError(f"moments of other shapes: {shapes}")
-        self.optimizer.load_state_dict({**ours, "state": moments})
 
 
 def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:

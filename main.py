@@ -16,6 +16,7 @@ import io
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="print the combinations, trajectories and epochs, and exit")
     add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")
     add("--study-feature-maps", action="store_true", help="compare 3, 4, ... 9 feature maps (section 9 of the report)")
+    add("--tensorboard", action="store_true", help="write logs for TensorBoard, below Plots/tensorboard")
     add("--restart", action="store_true", help="ignore what an earlier run left")
     return parser
 
@@ -135,6 +137,8 @@ def gather(
 
 def run(options: argparse.Namespace) -> int:
     """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
     device = Utils.get_device(options.device)
     trajectories = make_plan(options, Utils.get_precision(options.precision, device))
     if options.plan:
@@ -148,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
     with output.locked():
         data = load_images(options)
         print(Report.plan_lines(trajectories)[-1])
-        failures = Sweep(trajectories, data, output, device, options.restart).run(options.jobs)
+        failures = Sweep(trajectories, data, output, device, options.restart, options.tensorboard).run(options.jobs)
         for failure in failures:
             print(f"main.py: failed: {failure}", file=sys.stderr)
         if len(failures) < len(trajectories):
