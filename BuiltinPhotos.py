@@ -9,12 +9,13 @@ from PIL import Image
 
 import Constants
 from Photos import find_photos
-from utils import UserError, write_atomically
+from utils import UserError, locked, write_atomically
 
 # Colour photographs that every installation has; of the stereo pair `motorcycle` the left one only, because
 # the right one shows the same things.
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png", "rocket.jpg")
 _UNFINISHED = ".unfinished"
+_LOCK = ".lock"
 
 
 def fill(folder: Path) -> int:
@@ -23,24 +24,33 @@ def fill(folder: Path) -> int:
     Returns how many tiles it wrote: 0 where there are images already. No two tiles share a pixel.
     Raises UserError if the folder cannot be written.
     """
-    unfinished = folder / _UNFINISHED
-    if not unfinished.exists() and next(find_photos(folder), None) is not None:
+    if not _wanting(folder):
         return 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-        count = 0
-        for name in PHOTOGRAPHS:
-            for tile, place in _tiles(_photograph(name)):
-                path = folder / _subset(count) / f"{Path(name).stem}_{place}.png"
-                write_atomically(path, tile.save)
-                count += 1
-        unfinished.unlink()
+        with locked(folder / _LOCK, wait=f"another run is filling {folder}/: waiting for it"):
+            return _write_tiles(folder) if _wanting(folder) else 0
     except OSError as error:
         raise UserError(
             f"cannot write the built-in photographs into {folder}: {error.strerror}; "
             "give a folder of images with --images"
         ) from error
+
+
+def _wanting(folder: Path) -> bool:
+    """Whether there is no image yet, or not all of the tiles that somebody began to write."""
+    return (folder / _UNFINISHED).exists() or next(find_photos(folder), None) is None
+
+
+def _write_tiles(folder: Path) -> int:
+    """Writes all tiles and returns how many. Raises OSError."""
+    (folder / _UNFINISHED).touch()
+    count = 0
+    for name in PHOTOGRAPHS:
+        for tile, place in _tiles(_photograph(name)):
+            path = folder / _subset(count) / f"{Path(name).stem}_{place}.png"
+            write_atomically(path, tile.save)
+            count += 1
+    (folder / _UNFINISHED).unlink()
     return count
 
 

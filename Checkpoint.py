@@ -1,12 +1,12 @@
 """Files of trained models: where they lie, how they are written and read. Plain values and tensors only."""
 
 import contextlib
-import fcntl
 import os
 import platform
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 import Constants
 from Plan import Trajectory
-from utils import UserError, write_atomically
+from utils import UserError, locked, write_atomically
 
 # What a file must hold, and of what kind, to be what it says it is.
 MODEL = {
@@ -81,14 +81,32 @@ class Output:
         return self.checkpoints / trajectory.task / ".trajectories" / f"{trajectory.name}.pt"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within, no other run writes below this folder. Raises UserError if one does already."""
-        with open(self.root / ".cache" / "running", "w") as lock:
+    def locked(self, part: Iterable[Trajectory] | None = None) -> Iterator[None]:
+        """Within, no other run writes below this folder; or, if these are a part of a sweep, only runs of other parts.
+
+        Raises UserError if one does already.
+        """
+        with contextlib.ExitStack() as locks:
+            shared = part is not None
+            locks.enter_context(self._locked(self.root / ".cache" / "running", f"writing below {self.root}", shared))
+            for trajectory in part or ():
+                path = self.state(trajectory).with_suffix(".lock")
+                locks.enter_context(self._locked(path, f"training {trajectory.task} {trajectory.name}"))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, what: str, shared: bool = False) -> Iterator[None]:
+        """Holds the lock of what another run may be doing."""
+        with contextlib.ExitStack() as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.enter_context(locked(path, shared))
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another run is {what}: wait for it, or choose another folder with --output"
+                ) from error
             except OSError as error:
                 raise UserError(
-                    f"another run is writing below {self.root}: wait for it, or choose another folder with --output"
+                    f"cannot lock {path}: {error.strerror}; choose a folder on another file system with --output"
                 ) from error
             yield
 
@@ -100,9 +118,8 @@ class Output:
         try:
             for folder in (self.plots, self.checkpoints, self.root / ".cache"):
                 folder.mkdir(parents=True, exist_ok=True)
-                trial = folder / f".writable-{os.getpid()}"
-                trial.touch()
-                trial.unlink()
+                with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder):
+                    pass
         except OSError as error:
             raise UserError(
                 f"cannot write below {self.root}: {error.strerror}; choose another folder with --output"

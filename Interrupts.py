@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while there is nothing to save: imported first, because the other imports take seconds."""
+"""The signals that ask for a stop, while there is nothing to save yet: imported first, as other imports take seconds."""
 
 import contextlib
 import os
@@ -9,7 +9,8 @@ from types import FrameType
 from typing import NoReturn
 
 STOPPED = "stopped; the same command goes on from here"
-NUMBERS = (signal.SIGINT, signal.SIGTERM)  # the signals that ask for a stop
+# The signals that ask for a stop. SIGUSR1: what a cluster is asked to send shortly before the time is over.
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):

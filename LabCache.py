@@ -1,7 +1,5 @@
 """The on-disk cache of decoded photographs: Lab records of fixed size that are decoded once and mapped into memory."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +17,7 @@ from skimage.color import rgb2lab
 
 import Constants
 from Photos import Unreadable, decode_thumbnail, read_file
-from utils import Utils, write_atomically
+from utils import Utils, locked, write_atomically
 
 FORMAT = 1  # raised whenever a record would come out differently
 SHAPE = (3, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE)
@@ -66,8 +64,8 @@ class LabCache:
         `progress(iterable, total)` wraps the work for display. Only what is new or has changed is decoded.
         Raises OSError if the cache cannot be written.
         """
-        self.home.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        # One process builds at a time; the others wait, and then find the work done.
+        with locked(self.home / "lock", wait=f"another run is reading the images in {self.root}: waiting for it"):
             self._load()
             found = {path: self._signature(path) for path in paths}
             fresh = [path for path, signature in found.items() if self.files.get(path, [])[:3] != signature]
@@ -95,13 +93,6 @@ class LabCache:
     @property
     def _index_path(self) -> Path:
         return self.home / "index.txt"
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process builds at a time; the others wait, and then find the work done."""
-        with open(self.home / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _load(self) -> None:
         """Reads the index; whatever is wrong with it or with the records means to start from nothing."""

@@ -45,7 +45,7 @@ class Silent:
 
 
 class StopSignal:
-    """Remembers which signal has asked for a stop."""
+    """Remembers which signal has asked for a stop, the first of several."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -63,7 +63,7 @@ class StopSignal:
     def _note(self, number: int, frame: object) -> None:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self.number = self.number or number
 
 
 class SweepProgress:
@@ -76,7 +76,7 @@ class SweepProgress:
     @classmethod
     @contextlib.contextmanager
     def shown(cls, seconds: float) -> Iterator["SweepProgress"]:
-        """The bar on stderr, which listens to Ctrl-C and SIGTERM."""
+        """The bar on stderr, which listens to the signals that ask for a stop."""
         form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
         with bar(total=max(seconds, 1e-9), bar_format=form) as shown, StopSignal().caught() as stop:
             yield cls(shown, stop)

@@ -1,7 +1,8 @@
 """What the sweep came to: results.csv, the summary picture, the ranked table. Made from the checkpoints alone."""
 
 import csv
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import Checkpoint
@@ -9,6 +10,7 @@ import Constants
 from Checkpoint import Output
 from Pictures import loss_plot, summary_picture
 from Plan import Trajectory
+from Store import count_unfinished
 from utils import UserError, format_value, write_atomically
 
 SETTING_COLUMNS = ["network", "activation", "feature_maps", "lr", "epoch", "weight_decay"]
@@ -133,6 +135,18 @@ def gather(output: Output, redraw: bool = False) -> list[str]:
     return [*remarks, *_regressor_lines(models, best), *_tables(rows, best)]
 
 
+def what_is_missing(output: Output, trajectories: Sequence[Trajectory], fingerprint: str) -> str:
+    """A line about the combinations of a plan that are not finished yet on these images; "" if all are."""
+    missing = count_unfinished(trajectories, output, fingerprint)
+    if not missing:
+        return ""
+    count = sum(len(trajectory.snapshots) for trajectory in trajectories)
+    return (
+        f"not finished yet: {missing} of {count} combinations. The last part to finish gathers all into Plots/; "
+        f"python3 main.py --report --output {shlex.quote(str(output.root))} gathers what there is"
+    )
+
+
 def _regressor_lines(models: Sequence[dict], best: dict[tuple[str, str], dict]) -> list[str]:
     """The two numbers of each test image, from the best regressor."""
     winner = best.get(("regressor", ""))
@@ -207,10 +221,11 @@ def _score_cells(row: dict, colorizer: bool) -> list[str]:
     return cells
 
 
-def plan_lines(trajectories: Sequence[Trajectory]) -> list[str]:
-    """What --plan prints: every combination under its trajectory, numbered from 0, and the sums."""
+def plan_lines(numbered: Mapping[int, Trajectory]) -> list[str]:
+    """What --plan prints: every combination under its trajectory and that one's number, and the sums."""
     lines = []
-    for number, trajectory in enumerate(trajectories):
+    trajectories = numbered.values()
+    for number, trajectory in numbered.items():
         lines.append(f"{number:3d}  {trajectory.task} {trajectory.name}: {trajectory.snapshots[-1]} epochs")
         lines += [f"       {trajectory.run_name(epoch)}" for epoch in trajectory.snapshots]
     combinations = sum(len(trajectory.snapshots) for trajectory in trajectories)

@@ -1,7 +1,7 @@
 """What a trajectory leaves on the disk, and what an earlier run has left of it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -94,6 +94,15 @@ def restore_moments(optimizer: torch.optim.Adam, moments: dict[int, dict[str, to
         if shapes != {"step": torch.Size(), "exp_avg": like, "exp_avg_sq": like}:
             raise ValueError(f"moments of other shapes: {shapes}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def count_unfinished(trajectories: Iterable[Trajectory], output: Output, fingerprint: str) -> int:
+    """How many combinations of a plan, on the images with that fingerprint, no run has finished yet."""
+    stores = (Store(output, t, t.identity(fingerprint), _say_nothing, restart=False) for t in trajectories)
+    return sum(len(store.trajectory.snapshots) - store.finished() for store in stores)
+
+
+def _say_nothing(line: str) -> None: ...
 
 
 def _previous(path: Path) -> Path:

@@ -34,6 +34,7 @@ class Sweep:
     device: torch.device
     restart: bool = False
     tensorboard: bool = False
+    plan: Sequence[Trajectory] = ()  # the whole, where `trajectories` are a part of it
 
     def trainer(self, trajectory: Trajectory, progress: Progress) -> Trainer:
         torch.set_num_threads(self.threads(trajectory))
@@ -46,7 +47,7 @@ class Sweep:
         Sums come out differently in the last bit with another number of threads. A narrow network gains nothing from
         a second one; a wide one takes its share of the cores, which is more than one only where trajectories are few.
         """
-        wide = sum(Utils.is_wide(other.settings.feature_maps) for other in self.trajectories)
+        wide = sum(Utils.is_wide(other.settings.feature_maps) for other in self.plan or self.trajectories)
         return max(1, Utils.get_cores() // wide) if Utils.is_wide(trajectory.settings.feature_maps) else 1
 
     def costs(self) -> dict[Trajectory, float]:

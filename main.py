@@ -3,7 +3,8 @@
     python3 main.py            # everything, on the built-in photographs or those in data/
     python3 main.py --help     # all flags
 
-Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 interrupted by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 interrupted by Ctrl-C, 143 by SIGTERM,
+138 by SIGUSR1.
 """
 
 import Interrupts
@@ -16,11 +17,13 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 import BuiltinPhotos
+import Cluster
 import Constants
 import Report
 import Study
@@ -39,11 +42,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def feature_maps(text: str) -> int | tuple[int, ...]:
-    try:
-        return parse_feature_maps(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def argument(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """The same for argparse, which then shows what the ValueError says."""
+
+    def parsed(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
 
 
 def jobs(text: str) -> int | None:
@@ -71,7 +79,12 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", **many, type=float, help="learning rates of the grid")
     add("--epoch", **many, type=int, help="numbers of epochs of the grid")
     add("--weight-decay", **many, type=float, help="weight decays of the grid")
-    add("--feature-maps", type=feature_maps, metavar="MAPS", help="3, or six numbers with commas, or deep")
+    add(
+        "--feature-maps",
+        type=argument(parse_feature_maps),
+        metavar="MAPS",
+        help="3, or six numbers with commas, or deep",
+    )
     add(
         "--recipe", choices=Constants.RECIPES, default="report", help="report: as in the report; best: the best colours"
     )
@@ -83,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training step")
     add("--jobs", type=jobs, metavar="N", help="trajectories trained at once (auto: what is fastest here)")
+    add(
+        "--part",
+        type=argument(Cluster.Part.parse),
+        metavar="I/N",
+        help="only the trajectories whose number in --plan is I modulo N",
+    )
     add("--plan", action="store_true", help="print the combinations, trajectories and epochs, and exit")
     add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")
     add("--study-feature-maps", action="store_true", help="compare 3, 4, ... 9 feature maps (section 9 of the report)")
@@ -141,21 +160,31 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
     device = Utils.get_device(options.device)
     trajectories = make_plan(options, Utils.get_precision(options.precision, device))
+    numbered = dict(enumerate(trajectories))
+    mine = options.part.of(numbered) if options.part else numbered
     if options.plan:
-        print("\n".join(Report.plan_lines(trajectories)))
+        print("\n".join(Report.plan_lines(mine)))
         return 0
     output = Output(options.output)
     if options.report:
         print("\n".join(gather(options, output, trajectories, redraw=True)))
         return 0
+    if not mine:
+        print(f"part {options.part} holds none of the {len(numbered)} trajectories: nothing to do")
+        return 0
     output.prepare()
-    with output.locked():
+    with output.locked(mine.values() if options.part else None):
         data = load_images(options)
-        print(Report.plan_lines(trajectories)[-1])
-        failures = Sweep(trajectories, data, output, device, options.restart, options.tensorboard).run(options.jobs)
+        print(f"part {options.part}: " * bool(options.part) + Report.plan_lines(mine)[-1])
+        # A job that was requeued before it was done would otherwise begin anew each time.
+        restart = options.restart and not Cluster.requeued()
+        sweep = Sweep(list(mine.values()), data, output, device, restart, options.tensorboard, plan=trajectories)
+        failures = sweep.run(options.jobs)
         for failure in failures:
             print(f"main.py: failed: {failure}", file=sys.stderr)
-        if len(failures) < len(trajectories):
+        if options.part and (missing := Report.what_is_missing(output, trajectories, data.fingerprint)):
+            print(missing)
+        elif len(failures) < len(mine):
             print("\n".join(gather(options, output, trajectories)))
     return 1 if failures else 0
 
@@ -173,8 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
     except Interrupts.Interrupted as stop:
-        print(f"main.py: {Interrupts.STOPPED}", file=sys.stderr)
-        return 128 + stop.signal
+        return Cluster.end_stopped(stop.signal)
     except KeyboardInterrupt:  # Ctrl-C again, while it saved
         print("main.py: interrupted; the same command goes on from what was saved", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -2,11 +2,12 @@
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -169,6 +170,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         os.close(handle)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False, wait: str = "") -> Iterator[None]:
+    """Holds a lock on the file `path`, which is made and stays; `shared`: with others who share it.
+
+    Where another process holds it: says `wait` and waits for that. Without `wait`, raises BlockingIOError.
+    Raises OSError if the file cannot be written or its file system knows no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    # To read and to write: over a network, a shared lock wants the one and an exclusive lock the other.
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            print(wait, flush=True)
+            fcntl.flock(file, kind)
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,236 @@
+"""A real Slurm of one machine, for tests: on loopback only, its files in a temporary folder.
+
+Where it is not installed, Debian's packages are, if root runs the tests and apt-get is there. REQUIRE_SLURM=1 makes a
+test fail that would be skipped for want of it; REQUIRE_SLURM=0 neither installs nor starts anything.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from survival import wait_until
+
+PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
+CPUS = 16  # that the node claims, whatever the machine has: nothing waits for a free one
+_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where the daemons are
+_POLICY = Path("/usr/sbin/policy-rc.d")  # asked by packages whether they may start their daemons
+_INSTALLING_SECONDS = 300
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PropagateResourceLimits=NONE
+ReturnToService=2
+KillWait=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+JobAcctGatherType=jobacct_gather/none
+GresTypes=gpu
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=262144 Gres=gpu:2
+PartitionName=test Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Unavailable(Exception):
+    """Slurm cannot be had here. The message is the reason."""
+
+
+def install() -> None:
+    """Sees to it that Slurm is there. Raises Unavailable."""
+    if not _missing():
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Unavailable(f"Slurm is not installed (no {', '.join(_missing())}), and only root can do so, by apt-get")
+    with _no_services():
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+            done = _apt_get(*command)
+        if done.returncode != 0 or _missing():
+            raise Unavailable(f"apt-get cannot install {' '.join(PACKAGES)}: {done.stderr.strip()[-300:]}")
+
+
+def _missing() -> list[str]:
+    return [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
+
+
+def _apt_get(*arguments: str) -> subprocess.CompletedProcess:
+    patience = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=60"]
+    return subprocess.run(
+        ["apt-get", "--quiet", *patience, *arguments],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_INSTALLING_SECONDS,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def _no_services() -> Iterator[None]:
+    """Within, no package starts a daemon."""
+    if _POLICY.exists():
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Slurm:
+    """A cluster of one node with 16 processors, two pretended GPUs and no accounting. Use it in a `with`."""
+
+    def __init__(self) -> None:
+        # Short: a socket's path may have 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.daemons: list[subprocess.Popen] = []
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        path = f"{Path(sys.executable).parent}:{_PATH}"
+        self.environment = {**own, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+
+    def __enter__(self) -> "Slurm":
+        try:
+            self._configure()
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if len(self.daemons) == 3:
+                # What the jobs have started ends with them, not with the daemons.
+                self.call("scancel", "--full", "--user", self.call("id", "-un").strip(), check=False)
+                wait_until(lambda: not self.call("squeue", "--noheader", check=False).strip(), 20)
+        finally:
+            for daemon in reversed(self.daemons):
+                daemon.terminate()
+                try:
+                    daemon.wait(10)
+                except subprocess.TimeoutExpired:
+                    daemon.kill()
+                    daemon.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _configure(self) -> None:
+        host = socket.gethostname().partition(".")[0]
+        user = self.call("id", "-un").strip()
+        controller, node = _free_ports(2)
+        ports = {"controller_port": controller, "node_port": node}
+        text = CONFIGURATION.format(host=host, user=user, folder=self.folder, cpus=CPUS, **ports)
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")
+        for name in ("state", "spool", "munge"):
+            (self.folder / name).mkdir()
+        key = self.folder / "munge" / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(1024))
+        for folder in (self.folder, self.folder / "munge"):
+            folder.chmod(0o755)
+
+    def _start(self) -> None:
+        munge = self.folder / "munge"
+        files = {"key-file": "key", "socket": "socket", "log-file": "log", "pid-file": "pid", "seed-file": "seed"}
+        self._daemon("munged", "--foreground", *(f"--{option}={munge / name}" for option, name in files.items()))
+        self._until((munge / "socket").exists, "munged")
+        self._daemon("slurmctld", "-D", "-c", "-f", self.environment["SLURM_CONF"])
+        self._daemon("slurmd", "-D", "-f", self.environment["SLURM_CONF"])
+        self._until(lambda: self.call("sinfo", "-h", "-o", "%T", check=False).strip() == "idle", "slurm")
+
+    def _daemon(self, *command: str) -> None:
+        """Starts it as a child of this process; it ends with it, even if that is killed."""
+        tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        with open(self.folder / f"{command[0]}.out", "wb") as log:
+            self.daemons.append(
+                subprocess.Popen(
+                    [*tied, *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            )
+
+    def _until(self, holds: object, name: str) -> None:
+        if not wait_until(lambda: holds() or any(daemon.poll() is not None for daemon in self.daemons), 30) or any(
+            daemon.poll() is not None for daemon in self.daemons
+        ):
+            logs = [path for pattern in ("*.out", "*.log", "munge/log") for path in self.folder.glob(pattern)]
+            raise RuntimeError(f"{name} does not start:\n" + "\n".join(path.read_text()[-2000:] for path in logs))
+
+    def call(self, *command: object, check: bool = True, **options: object) -> str:
+        """What a command says on stdout. Raises CalledProcessError if it fails and `check` is true."""
+        done = subprocess.run(
+            list(map(str, command)), env=self.environment, capture_output=True, text=True, check=False, **options
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def submit(self, *arguments: object, cwd: Path) -> int:
+        """`sbatch` with these arguments; returns the number of the job."""
+        return int(self.call("sbatch", "--parsable", *arguments, cwd=cwd).strip().partition(";")[0])
+
+    def running(self, job: int) -> list[str]:
+        """The states of the tasks of a job that have not ended."""
+        return self.call("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}", check=False).split()
+
+    def wait(self, *jobs: int, seconds: float = 120) -> None:
+        """Until the jobs have ended."""
+        assert wait_until(lambda: time.sleep(0.1) or not any(map(self.running, jobs)), seconds), self.call("squeue")
+
+    def show(self, job: object) -> dict[str, str]:
+        """What `scontrol show job` knows of one job or task: key -> value."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", job)))
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A Slurm that runs. Skips the test with the reason where there can be none."""
+    wish = os.environ.get("REQUIRE_SLURM", "")
+    if wish == "0":
+        pytest.skip("REQUIRE_SLURM=0")
+    try:
+        install()
+    except (Unavailable, OSError, subprocess.TimeoutExpired) as error:
+        if wish:
+            pytest.fail(f"REQUIRE_SLURM={wish}: {error}")
+        pytest.skip(str(error))
+    with Slurm() as running:
+        yield running
