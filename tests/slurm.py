@@ -2,6 +2,8 @@
 
 Where it is not installed, Debian's packages are, if root runs the tests and apt-get is there. REQUIRE_SLURM=1 makes a
 test fail that would be skipped for want of it; REQUIRE_SLURM=0 neither installs nor starts anything.
+
+PYTEST_DONT_REWRITE: the tests import this file before pytest takes it for the plugin that it is as well.
 """
 
 import contextlib
@@ -36,11 +38,11 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -55,9 +57,24 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
-NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=262144 Gres=gpu:2
-PartitionName=test Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+NodeName=DEFAULT CPUs={cpus} RealMemory=262144 Gres=gpu:2
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port}\n"
+HOST = socket.gethostname().partition(".")[0]
+SECOND = f"{HOST}-second"
+# What makes a daemon believe that it is on that host, where it is allowed: $1 is a list of hosts that knows it.
+_ON_SECOND = (
+    "unshare",
+    "--uts",
+    "--mount",
+    "sh",
+    "-c",
+    f"""
+hostname {SECOND} && mount --bind "$1" /etc/hosts && shift && exec "$@"
+""",
+    "sh",
+)
 
 
 class Unavailable(Exception):
@@ -117,12 +134,20 @@ def _free_ports(count: int) -> list[int]:
 
 
 class Slurm:
-    """A cluster of one node with 16 processors, two pretended GPUs and no accounting. Use it in a `with`."""
+    """A cluster of one node, or two where that can be, on this machine: two pretended GPUs each, no accounting.
+
+    Use it in a `with`.
+    """
 
     def __init__(self) -> None:
         # Short: a socket's path may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.daemons: list[subprocess.Popen] = []
+        hosts = self.folder / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost {HOST} {SECOND}\n")
+        self.on_second = [*_ON_SECOND, str(hosts)]
+        several = subprocess.run([*self.on_second, "true"], capture_output=True, check=False).returncode == 0
+        self.nodes = [HOST, SECOND] if several else [HOST]
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
         path = f"{Path(sys.executable).parent}:{_PATH}"
         self.environment = {**own, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
@@ -138,7 +163,7 @@ class Slurm:
 
     def __exit__(self, *error: object) -> None:
         try:
-            if len(self.daemons) == 3:
+            if len(self.daemons) > 2:
                 # What the jobs have started ends with them, not with the daemons.
                 self.call("scancel", "--full", "--user", self.call("id", "-un").strip(), check=False)
                 wait_until(lambda: not self.call("squeue", "--noheader", check=False).strip(), 20)
@@ -153,14 +178,13 @@ class Slurm:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _configure(self) -> None:
-        host = socket.gethostname().partition(".")[0]
         user = self.call("id", "-un").strip()
-        controller, node = _free_ports(2)
-        ports = {"controller_port": controller, "node_port": node}
-        text = CONFIGURATION.format(host=host, user=user, folder=self.folder, cpus=CPUS, **ports)
+        port, *ports = _free_ports(1 + len(self.nodes))
+        text = CONFIGURATION.format(host=HOST, user=user, folder=self.folder, cpus=CPUS, controller_port=port)
+        text += "".join(NODE.format(name=name, port=port) for name, port in zip(self.nodes, ports))
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")
-        for name in ("state", "spool", "munge"):
+        for name in ("state", "munge", *(f"spool-{node}" for node in self.nodes)):
             (self.folder / name).mkdir()
         key = self.folder / "munge" / "key"
         key.touch(mode=0o600)
@@ -174,13 +198,17 @@ class Slurm:
         self._daemon("munged", "--foreground", *(f"--{option}={munge / name}" for option, name in files.items()))
         self._until((munge / "socket").exists, "munged")
         self._daemon("slurmctld", "-D", "-c", "-f", self.environment["SLURM_CONF"])
-        self._daemon("slurmd", "-D", "-f", self.environment["SLURM_CONF"])
-        self._until(lambda: self.call("sinfo", "-h", "-o", "%T", check=False).strip() == "idle", "slurm")
+        for node in self.nodes:
+            self._daemon(
+                *(self.on_second if node == SECOND else ()), "slurmd", "-D", "-f", self.environment["SLURM_CONF"]
+            )
+        idle = ["idle"] * len(self.nodes)
+        self._until(lambda: self.call("sinfo", "-h", "-N", "-o", "%T", check=False).split() == idle, "Slurm")
 
     def _daemon(self, *command: str) -> None:
         """Starts it as a child of this process; it ends with it, even if that is killed."""
         tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-        with open(self.folder / f"{command[0]}.out", "wb") as log:
+        with open(self.folder / f"{command[0]}-{len(self.daemons)}.out", "wb") as log:
             self.daemons.append(
                 subprocess.Popen(
                     [*tied, *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -213,7 +241,10 @@ class Slurm:
 
     def wait(self, *jobs: int, seconds: float = 120) -> None:
         """Until the jobs have ended."""
-        assert wait_until(lambda: time.sleep(0.1) or not any(map(self.running, jobs)), seconds), self.call("squeue")
+        deadline = time.monotonic() + seconds
+        while any(map(self.running, jobs)):
+            assert time.monotonic() < deadline, self.call("squeue")
+            time.sleep(0.1)
 
     def show(self, job: object) -> dict[str, str]:
         """What `scontrol show job` knows of one job or task: key -> value."""
