@@ -42,11 +42,14 @@ def requeued() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
-def end_stopped(number: int) -> int:
+def end_stopped(number: int, first: bool = True) -> int:
     """Says how a run goes on that a signal has stopped and that has saved itself, and returns its exit code.
 
     SIGUSR1 says that a job's time is nearly over: one of Slurm's goes back into the queue, and continues from there.
+    Of several ranks only the `first` speaks and acts.
     """
+    if not first:
+        return 128 + number
     job = _job() if number == signal.SIGUSR1 else ""
     if not job:
         print(f"main.py: {Interrupts.STOPPED}", file=sys.stderr)

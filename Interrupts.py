@@ -1,4 +1,4 @@
-"""The signals that ask for a stop, while there is nothing to save yet: imported first, as other imports take seconds."""
+"""The signals that ask for a stop, before there is anything to save: imported first, as other imports take seconds."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 STOPPED = "stopped; the same command goes on from here"
-# The signals that ask for a stop. SIGUSR1: what a cluster is asked to send shortly before the time is over.
+# SIGUSR1 is what a cluster is asked to send shortly before a job's time is over.
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -69,5 +69,6 @@ meeting=(--nnodes="$nodes" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID"
 # shellcheck disable=SC2016
 exec srun bash -c 'trap "" USR1
     gpus=${SLURM_GPUS_ON_NODE:-0}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # main.py chooses by itself, and torchrun does not warn
     exec python3 -m torch.distributed.run --nproc-per-node=$((gpus > 1 ? gpus : 1)) "$@"' \
     torchrun "${meeting[@]}" main.py "$@"
