@@ -53,10 +53,9 @@ def _forkserver(train: Train) -> multiprocessing.context.ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, train.__module__])
+    resource_tracker.ensure_running()  # which the server wants, and whose start would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupts.NUMBERS)
     try:
-        resource_tracker.ensure_running()  # which the server wants, and whose start unblocks some of the signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, Interrupts.NUMBERS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
