@@ -73,6 +73,7 @@ def run(program: str, work: Callable[[], None]) -> int:
 class Prepared:
     """Photographs, ready for the package and, as a list of files, for the plain way."""
 
+    folder: Path
     data: LabData
     output: Output
     paths: dict[str, list[Path]]  # of each subset
@@ -102,7 +103,7 @@ def prepared(images: Path | None) -> Iterator[Prepared]:
         entries = LabCache(output.root / ".cache", folder).update(sorted(find_photos(folder)), lambda work, total: work)
         subsets = split({path: entry for path, entry in entries.items() if entry.sha}, folder)
         paths = {subset: [folder / path for path in found] for subset, found in subsets.items()}
-        yield Prepared(data, output, paths, seconds, images is None)
+        yield Prepared(folder, data, output, paths, seconds, images is None)
 
 
 # --- Time ------------------------------------------------------------------------------------------

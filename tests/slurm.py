@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from survival import wait_until
+from survival import figure, wait_until
 
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
@@ -143,6 +143,7 @@ class Slurm:
         # Short: a socket's path may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.daemons: list[subprocess.Popen] = []
+        self.submitted = 0
         hosts = self.folder / "hosts"
         hosts.write_text(f"127.0.0.1 localhost {HOST} {SECOND}\n")
         self.on_second = [*_ON_SECOND, str(hosts)]
@@ -233,6 +234,7 @@ class Slurm:
 
     def submit(self, *arguments: object, cwd: Path) -> int:
         """`sbatch` with these arguments; returns the number of the job."""
+        self.submitted += 1
         return int(self.call("sbatch", "--parsable", *arguments, cwd=cwd).strip().partition(";")[0])
 
     def running(self, job: int) -> list[str]:
@@ -264,4 +266,9 @@ def slurm() -> Iterator[Slurm]:
             pytest.fail(f"REQUIRE_SLURM={wish}: {error}")
         pytest.skip(str(error))
     with Slurm() as running:
+        began = time.monotonic()
         yield running
+    version = running.call("sinfo", "--version").strip()
+    figure(
+        f"{version}, {len(running.nodes)} node(s): {running.submitted} times sbatch, {time.monotonic() - began:.0f} s"
+    )

@@ -13,11 +13,12 @@ from helpers import ROOT, picture, write
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
-# Real sbatch copies the script to a folder of its own, and tells it where it was called.
+# Without its options; tests/test_slurm.py has the real one, which copies the script to a folder of its own as well.
 SBATCH = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift; done
 cp "$1" "$(dirname "$0")/slurm_script"
 shift
-SLURM_SUBMIT_DIR="$PWD" exec bash "$(dirname "$0")/slurm_script" "$@"
+exec bash "$(dirname "$0")/slurm_script" "$@"
 """
 SMALL = {"LEARNING_RATES": [0.001], "EPOCHS": [1, 2], "WEIGHT_DECAYS": [0]}
 

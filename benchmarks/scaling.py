@@ -1,0 +1,106 @@
+"""Measures what more of the same machine is worth: a sweep in one and in two parts at once.
+
+    python3 benchmarks/scaling.py [--images DIR] [--feature-maps MAPS] [--epoch N] [--repeats N] [--json FILE]
+
+Each part is a process of `main.py --part`, as a task of a Slurm array is, and trains one trajectory after the other.
+The time is that of the whole command, from the start of the first part to the end of the last, on images that are
+decoded already. In each repeat the numbers of parts take turns; a ratio compares two of the same repeat.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import common
+import torch
+
+from utils import UserError, format_value
+
+PARTS = (1, 2)
+# Four trajectories that take equally long.
+GRID = "--network colorizer --activation sigmoid --lr 0.001 0.0003 --weight-decay 0 1e-5".split()
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+
+
+def arguments() -> argparse.Namespace:
+    parser = common.Parser("scaling.py", description="A sweep in one part and in two.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
+    add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of the networks (3)")
+    add("--epoch", metavar="N", type=common.at_least_one, default=40, help="epochs of each trajectory (40)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
+    add("--repeats", metavar="N", type=common.at_least_one, default=5, help="measurements of each figure (5)")
+    add("--json", metavar="FILE", type=Path, help="where to write all figures")
+    return parser.parse_args()
+
+
+def sweep_seconds(parts: int, images: common.Prepared, options: argparse.Namespace) -> float:
+    """Seconds until all parts of the sweep have ended that were started together. Raises UserError if one failed."""
+    with tempfile.TemporaryDirectory(prefix="colorization-") as temporary:
+        output = Path(temporary)
+        shutil.copytree(images.output.root / ".cache", output / ".cache")
+        flags = ["--images", images.folder.resolve(), "--output", output, "--epoch", options.epoch]
+        flags += ["--feature-maps", format_value(options.feature_maps), "--device", options.device, "--jobs", 1]
+        command = [sys.executable, str(MAIN), *GRID, *map(str, flags)]
+        began = time.monotonic()
+        processes = [
+            subprocess.Popen(
+                [*command, "--part", f"{number}/{parts}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            for number in range(parts)
+        ]
+        said = [process.communicate()[1] for process in processes]
+        seconds = time.monotonic() - began
+    if failed := [text for process, text in zip(processes, said) if process.returncode]:
+        raise UserError(f"a part failed: {failed[0].strip()[-300:]}")
+    return seconds
+
+
+def alternating(counts: tuple[int, ...], measure: Callable[[int], float], repeats: int) -> dict[str, dict[str, object]]:
+    """Measures each count in turn, `repeats` times: seconds of each, and how many times as fast as the first."""
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    loads = []
+    for _ in range(repeats):
+        for count in counts:
+            loads.append(os.getloadavg()[0])
+            seconds[count].append(measure(count))
+    first = seconds[counts[0]]
+    return {
+        "seconds": {str(count): common.spread(values) for count, values in seconds.items()},
+        "speed-up": {
+            str(count): common.spread([one / other for one, other in zip(first, values)])
+            for count, values in seconds.items()
+        },
+        "load_before": common.spread(loads),
+    }
+
+
+def table(what: str, measured: dict[str, dict[str, object]]) -> str:
+    """A row for each number of what was measured."""
+    rows = [
+        [count, common.show(seconds, ",.1f"), common.show(measured["speed-up"][count], ".2f")]
+        for count, seconds in measured["seconds"].items()
+    ]
+    return common.markdown([what, "seconds, median (least to greatest)", "times as fast"], rows)
+
+
+def main() -> None:
+    options = arguments()
+    common.check_json(options.json)
+    device = torch.device(options.device)
+    results = {}
+    with common.prepared(options.images) as images:
+        results["parts"] = alternating(PARTS, lambda parts: sweep_seconds(parts, images, options), options.repeats)
+        settings = {"grid": GRID, "epoch": options.epoch, "feature_maps": format_value(options.feature_maps)}
+        print(f"{common.describe(device)}\n\n{table('parts at once', results['parts'])}")
+        common.write_json(options.json, {"images": images.describe(), **settings, **results}, device)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run("scaling.py", main))
