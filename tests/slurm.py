@@ -268,7 +268,7 @@ def slurm() -> Iterator[Slurm]:
     with Slurm() as running:
         began = time.monotonic()
         yield running
-    version = running.call("sinfo", "--version").strip()
+        version = running.call("sinfo", "--version").strip()
     figure(
         f"{version}, {len(running.nodes)} node(s): {running.submitted} times sbatch, {time.monotonic() - began:.0f} s"
     )
