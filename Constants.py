@@ -35,7 +35,7 @@ RECIPES = {
     "report": {},
     "best": {
         "lr": [0.003],
-        "epoch": [240],
+        "epoch": [600],
         "weight_decay": [0],
         "feature_maps": (16, 32, 64, 64, 64, 64),
         "schedule": "cosine",
