@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 import Constants
 from Colorizer import Colorizer
-from LabData import EvaluationBatches, LabImages, loader
+from Distributed import ALONE
+from LabData import LabImages
 from Pictures import Triplet, to_grey, to_srgb, triplet_picture, write_png
 from Scores import chroma, colour_use, mean_scores, scores
 from Trainer import Trainer
@@ -34,9 +35,8 @@ class ColorizerManager(Trainer):
         collected: list[dict[str, float]] = []
         colours: list[dict[str, float]] = []
         triplets: list[Triplet] = []
-        for lightness, ab in loader(images, EvaluationBatches(len(images))):
-            predicted = self.predict(lightness).cpu()
-            for light, true, guess in zip(*(t.double().numpy() for t in (lightness * 100, ab, predicted))):
+        for lightness, ab, predicted in self.predictions(images, ALONE):
+            for light, true, guess in zip(*(t.cpu().double().numpy() for t in (lightness * 100, ab, predicted))):
                 name = images.names[len(collected)]
                 grey = to_grey(light[0])
                 original, coloured = (to_srgb(np.concatenate([light, colour])) for colour in (true, guess))

@@ -73,3 +73,9 @@ DPI = 150
 
 # --- Survival --------------------------------------------------------------------------------------
 SAVE_SECONDS = 60  # a trajectory saves itself at least this often, beside at every snapshot
+
+# --- Several ranks -------------------------------------------------------------------------------
+AGREE_STEPS = 8  # between two questions to all ranks whether one was asked to stop, or a save is due
+RANK_SECONDS = 600  # without an answer in training, after which another rank is taken for dead
+CLAIM_SECONDS = 2  # that another rank leaves to rank 0 to say what both may have met with
+ALONE_SECONDS = 7 * 86400  # the same while rank 0 works alone, which reads a million images in hours

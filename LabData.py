@@ -122,6 +122,10 @@ class TrainingBatches(Sampler):
     def __len__(self) -> int:
         return -(-self.images * self.copies // self.batch_size)
 
+    def size(self, number: int) -> int:
+        """How many images batch `number` has, counted from 0."""
+        return min(self.batch_size, self.images * self.copies - number * self.batch_size)
+
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", self.epoch))
         order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.copies)])
@@ -142,19 +146,20 @@ class TrainingBatches(Sampler):
 
 
 class EvaluationBatches(Sampler):
-    """Every image once, in order, unchanged, in batches of a fixed size."""
+    """Every image once, in order, unchanged, in batches of a fixed size for each of the ranks that share them."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, ranks: int = 1) -> None:
         self.images = images
+        self.batch_size = Constants.EVALUATION_BATCH * ranks
 
     def __len__(self) -> int:
-        return -(-self.images // Constants.EVALUATION_BATCH)
+        return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        return (Draw(rows) for rows in torch.arange(self.images).split(Constants.EVALUATION_BATCH))
+        return (Draw(rows) for rows in torch.arange(self.images).split(self.batch_size))
 
 
-def loader(images: LabImages, batches: Sampler) -> DataLoader:
+def loader(images: LabImages, batches: Iterable[Draw]) -> DataLoader:
     """A DataLoader of (L (B,1,128,128), ab (B,2,128,128)); `__getitems__` has already made the batch."""
     return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is)
 

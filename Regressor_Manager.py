@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import Constants
-from LabData import EvaluationBatches, LabData, LabImages, loader
+from Distributed import ALONE
+from LabData import LabData, LabImages
 from Plan import Trajectory
 from Regressor import Regressor
 from Trainer import Trainer
@@ -34,7 +35,7 @@ class RegressorManager(Trainer):
     def test(self, run: str, test_mse: float) -> dict[str, object]:
         """Keeps the two numbers of each test image, predicted and true, in Lab units."""
         images = self.data.test
-        predicted = [self.predict(lightness) for lightness, _ in loader(images, EvaluationBatches(len(images)))]
+        predicted = [means for *_, means in self.predictions(images, ALONE)]
         means = [
             [name, *guess, *truth]
             for name, guess, truth in zip(

@@ -9,6 +9,7 @@ import torch
 
 from Checkpoint import Output
 from ColorizerManager import ColorizerManager
+from Distributed import ALONE, World
 from Interrupts import Interrupted
 from LabData import LabData
 from Plan import Trajectory
@@ -35,11 +36,13 @@ class Sweep:
     restart: bool = False
     tensorboard: bool = False
     plan: Sequence[Trajectory] = ()  # the whole, where `trajectories` are a part of it
+    world: World = ALONE
 
     def trainer(self, trajectory: Trajectory, progress: Progress) -> Trainer:
         torch.set_num_threads(self.threads(trajectory))
         manager = MANAGERS[trajectory.network]
-        return manager(trajectory, self.data.to(self.device), self.output, self.device, progress, self.restart)
+        data = self.data.to(self.device)
+        return manager(trajectory, data, self.output, self.device, progress, self.restart, self.world)
 
     def threads(self, trajectory: Trajectory) -> int:
         """The threads that a trajectory is trained with: decided by the plan and the machine, never by --jobs.
@@ -48,7 +51,8 @@ class Sweep:
         a second one; a wide one takes its share of the cores, which is more than one only where trajectories are few.
         """
         wide = sum(Utils.is_wide(other.settings.feature_maps) for other in self.plan or self.trajectories)
-        return max(1, Utils.get_cores() // wide) if Utils.is_wide(trajectory.settings.feature_maps) else 1
+        cores = Utils.get_cores() // self.world.local_size
+        return max(1, cores // wide) if Utils.is_wide(trajectory.settings.feature_maps) else 1
 
     def costs(self) -> dict[Trajectory, float]:
         """Seconds per epoch of each trajectory on this machine, measured on a few steps of each kind of network."""
@@ -62,7 +66,12 @@ class Sweep:
         return costs
 
     def jobs(self, wish: int | None, seconds: float) -> int:
-        """How many trajectories to train at once; None asks for what is fastest for that many seconds of work."""
+        """How many trajectories to train at once; None asks for what is fastest for that many seconds of work.
+
+        Several ranks are at work on one already.
+        """
+        if self.world.size > 1:
+            return 1
         if wish is not None:
             return min(wish, len(self.trajectories))
         if seconds < _WORTH_WORKERS:
@@ -91,8 +100,12 @@ class Sweep:
                 longest_first = sorted(self.trajectories, key=work.__getitem__, reverse=True)
                 failures = run_side_by_side(self.train, longest_first, jobs, costs, progress)
             else:
-                failures = [self.train(t, progress.of(costs[t])) for t in self.trajectories]
-        return [failure for failure in failures if failure] or self.removed()
+                failures = []
+                for trajectory in self.trajectories:
+                    failures.append(self.train(trajectory, progress.of(costs[trajectory])))
+                    if failures[-1] and self.world.size > 1:
+                        break  # it may have failed on this rank alone: the others cannot go on without it
+        return [failure for failure in failures if failure] or (self.removed() if self.world.first else [])
 
     def removed(self) -> list[str]:
         """A line for each trajectory that was trained, and of whose models somebody has removed some meanwhile."""
@@ -119,12 +132,14 @@ class Sweep:
 
     def board(self, trajectory: Trajectory) -> contextlib.AbstractContextManager:
         """The log of a trajectory for TensorBoard, where one is wanted, else None."""
-        if not self.tensorboard:
+        if not self.tensorboard or not self.world.first:
             return contextlib.nullcontext()
         from TensorBoard import Board  # here, because its import takes longer than most of the rest
 
         return contextlib.closing(Board(self.output, trajectory))
 
     def describe_device(self) -> str:
-        """The device in words."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
+        """The device in words, and how many ranks have one each."""
+        on_gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if on_gpu else "the CPU"
+        return name if self.world.size == 1 else f"{name}, {self.world.size} ranks"

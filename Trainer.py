@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 import Checkpoint
 import Constants
+import Sharing
 from Checkpoint import Output
+from Distributed import ALONE, World
 from Graph import GraphedStep
 from Interrupts import Interrupted
 from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
@@ -44,6 +47,7 @@ class Trainer(ABC):
         device: torch.device,
         progress: Progress,
         restart: bool = False,
+        world: World = ALONE,
     ) -> None:
         self.trajectory = trajectory
         self.settings = settings = trajectory.settings
@@ -53,6 +57,7 @@ class Trainer(ABC):
         wide = Utils.is_wide(settings.feature_maps)
         self.memory_format = torch.channels_last if wide else torch.contiguous_format
         self.progress = progress
+        self.world = world
         self.batches = TrainingBatches(
             len(data.train), settings.batch_size, settings.copies, settings.seed, settings.crop_area
         )
@@ -85,9 +90,12 @@ class Trainer(ABC):
 
     def start(self) -> None:
         """Puts the trajectory at its beginning."""
+        world = self.world
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.settings.seed, "weights"))
-            self.model = self.build().to(self.device, memory_format=self.memory_format)
+            model = self.build().to(self.device, memory_format=self.memory_format)
+        self.model = Sharing.synchronised(model, self.device, world)
+        self.network = Sharing.parallel(self.model, self.device, world)  # what a training step calls
         on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
             [p for p in self.model.parameters() if p.requires_grad],
@@ -96,7 +104,9 @@ class Trainer(ABC):
             fused=True,
             capturable=on_gpu,
         )
-        self.take_step = GraphedStep(self.step) if on_gpu else self.step
+        # A graph would have to capture NCCL's part as well: among several ranks the steps are taken as they are.
+        graphed = on_gpu and world.size == 1
+        self.take_step = GraphedStep(self.step) if graphed else Sharing.stepping(self.step, world)
         self.epoch = 0  # finished ones
         self.batch = 0  # finished ones within the epoch that follows
         self.squares = torch.zeros((), dtype=torch.float64, device=self.device)  # loss, summed over its images
@@ -125,15 +135,19 @@ class Trainer(ABC):
         number = self.epoch + 1
         self.model.train()
         self.batches.set_epoch(number, self.batch)
-        for lightness, ab in loader(self.data.train, self.batches):
+        for lightness, ab in self.training_batches():
             self.set_learning_rate(self.epoch * len(self.batches) + self.batch)
             self.take_step(lightness.to(self.device), ab.to(self.device))
             self.batch += 1
             self.progress.advance(1 / len(self.batches), f"{self.trajectory.task} {self.trajectory.run_name(number)}")
-            if self.progress.stopping() or time.monotonic() - self.saved_at > Constants.SAVE_SECONDS:
+            due = time.monotonic() - self.saved_at > Constants.SAVE_SECONDS
+            stop, due = self.world.agree(self.progress.stopping(), due, self.batch)
+            if stop or due:
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
-                self.save()
-        train_mse = self.squares.item() / (len(self.data.train) * self.settings.copies)
+                self.world.collect(self.squares)
+                self.save(stop, self.world)
+        train_mse = self.world.collect(self.squares).item() / (len(self.data.train) * self.settings.copies)
+        Sharing.share_buffers(self.model, self.world)
         self.seconds += time.monotonic() - began
         val_mse = sum(self.evaluate(self.data.val)) / 2
         # From here to the end nothing can interrupt: the epoch is finished as a whole or not at all.
@@ -146,20 +160,25 @@ class Trainer(ABC):
         if self.board:
             self.board.epochs(self.history)
 
+    def training_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """What is left of this epoch: (L, ab) of each batch, or of this rank's share of it."""
+        return loader(self.data.train, Sharing.training_shares(self.batches, self.world))
+
     def step(self, lightness: Tensor, ab: Tensor) -> None:
         """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
         _, scale = self.target
         half = self.settings.precision == "bf16"
         # Without the cache of cast weights, which a CUDA graph must not keep from one step to the next.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            output = self.model(lightness.contiguous(memory_format=self.memory_format))
+            output = self.network(lightness.contiguous(memory_format=self.memory_format))
         # (truth + offset) / scale, in one pass over the pixels
         target = torch.add(self.offset, self.truth(ab), alpha=1 / scale)
         loss = F.mse_loss(output.float(), target)
+        images, weight = Sharing.counted(len(lightness), self.batches.size(self.batch), self.world)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if weight == 1 else loss * weight).backward()
         self.optimizer.step()
-        self.squares += loss.detach() * (len(lightness) * (scale / Constants.MSE_UNIT) ** 2)
+        self.squares += loss.detach() * (images * (scale / Constants.MSE_UNIT) ** 2)
 
     def set_learning_rate(self, step: int) -> None:
         """The learning rate of a step: constant, or half a cosine down to zero over all epochs; after the warm-up."""
@@ -176,7 +195,7 @@ class Trainer(ABC):
     def seconds_per_epoch(self) -> float:
         """How long an epoch will take, from a few steps after a first one; the trajectory is at its beginning again."""
         times = []
-        for lightness, ab in itertools.islice(loader(self.data.train, self.batches), 4):
+        for lightness, ab in itertools.islice(self.training_batches(), 4):
             began = time.monotonic()
             self.take_step(lightness.to(self.device), ab.to(self.device))
             self.squares.item()  # waits for the device
@@ -188,23 +207,31 @@ class Trainer(ABC):
 
     @torch.inference_mode()
     def predict(self, lightness: Tensor) -> Tensor:
-        """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32.
-
-        Raises Interrupted, after saving, if a stop was asked for.
-        """
-        if self.progress.stopping():
-            self.save()
+        """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32."""
         self.model.eval()
         offset, scale = self.target
         return self.model(lightness.to(self.device)) * scale - offset
 
+    def predictions(self, images: LabImages, world: World) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(L, ab, `predict(L)`) of all the images in order, batch by batch, or of this rank's share of each batch.
+
+        Raises Interrupted, after saving, if a stop was asked for.
+        """
+        batches = EvaluationBatches(len(images), world.size)
+        for lightness, ab in loader(images, Sharing.evaluation_shares(batches, world)):
+            stop, _ = world.agree(self.progress.stopping())
+            if stop:
+                self.save(stop, world)
+            if len(lightness):  # the last images may be fewer than the ranks
+                yield lightness, ab, self.predict(lightness)
+
     def evaluate(self, images: LabImages) -> tuple[float, float]:
-        """The mse of a and that of b over all the images: exact sums, whatever the batches."""
+        """The mse of a and that of b over all the images: exact sums, whatever the batches and the ranks."""
         squares = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for lightness, ab in loader(images, EvaluationBatches(len(images))):
-            error = self.predict(lightness) - self.truth(ab.to(self.device))
+        for _, ab, predicted in self.predictions(images, self.world):
+            error = predicted - self.truth(ab.to(self.device))
             squares += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
-        a, b = (squares / len(images) / Constants.MSE_UNIT**2).tolist()
+        a, b = (self.world.sum(squares) / len(images) / Constants.MSE_UNIT**2).tolist()
         return a, b
 
     def baselines(self, images: LabImages) -> dict[str, float]:
@@ -221,7 +248,7 @@ class Trainer(ABC):
     # --- What is kept ------------------------------------------------------------------------------
 
     def finish(self, epoch: int) -> None:
-        """Scores the model as it is, writes its pictures and, last of all, its checkpoint."""
+        """Scores the model as it is, and keeps it."""
         run = self.trajectory.run_name(epoch)
         metrics: dict[str, object] = {
             "status": "diverged" if self.diverged else "done",
@@ -238,14 +265,19 @@ class Trainer(ABC):
                 "test_mse_a": a,
                 "test_mse_b": b,
                 "rmse_lab": Constants.MSE_UNIT * math.sqrt((a + b) / 2),
-                **self.test(run, (a + b) / 2),
             }
+        self.world.of_first(lambda: self.write(run, epoch, metrics))
+
+    def write(self, run: str, epoch: int, metrics: dict[str, object]) -> None:
+        """Writes the pictures of a scored model and, last of all, its checkpoint. On rank 0 alone."""
+        if not self.diverged:
+            metrics |= self.test(run, metrics["test_mse"])
         metrics["seconds"] = self.seconds
         metrics["checkpoint"] = str(self.output.checkpoint(self.trajectory, epoch).relative_to(self.output.root))
         model = self.model.state_dict()
         content = Checkpoint.describe(self.trajectory, epoch, self.identity, model, metrics, self.history)
         loss_plot(self.plot(run, "loss.png"), content)
-        self.save()
+        self.save(self.progress.stopping(), ALONE)
         self.store.save_model(content, epoch)
         if self.board:
             self.board.model(self.output.checkpoint(self.trajectory, epoch))
@@ -254,32 +286,33 @@ class Trainer(ABC):
     def plot(self, run: str, what: str) -> Path:
         return self.output.plot(self.trajectory.network, self.trajectory.activation, run, what)
 
-    def save(self) -> None:
-        """Saves the whole state of the trajectory. Raises Interrupted if a stop was asked for."""
-        self.store.save_state(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "batch": self.batch,
-                "squares": self.squares.item(),
-                "history": self.history,
-                "seconds": self.seconds,
-                "diverged": self.diverged,
-            }
-        )
+    def save(self, stop: int, world: World) -> None:
+        """Saves the whole state of the trajectory. Raises Interrupted if a stop was asked for by the signal `stop`."""
+        world.of_first(lambda: self.store.save_state(self._state()))
         self.saved_at = time.monotonic()
-        if self.progress.stopping():
-            raise Interrupted(self.progress.stopping())
+        if stop:
+            raise Interrupted(stop)
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "squares": self.squares.item(),
+            "history": self.history,
+            "seconds": self.seconds,
+            "diverged": self.diverged,
+        }
 
     def resume(self) -> int:
         """Goes on from what an earlier run saved, and returns how many of the snapshots it had finished."""
         snapshots = self.trajectory.snapshots
-        finished = self.store.finished()
+        finished = self.world.of_first(self.store.finished)
         if finished == len(snapshots):
             self.progress.advance(snapshots[-1], "")
             return finished
-        for state in self.store.states():
+        for state in self.world.of_first(lambda: list(self.store.states())):
             try:
                 # Further than the next snapshot is too far: its model cannot be had from there any more.
                 if (state["diverged"] or state["epoch"] + (state["batch"] > 0)) <= snapshots[finished]:
@@ -297,12 +330,12 @@ class Trainer(ABC):
         """Puts the trajectory where `save` left it. Raises various errors if the state is not what `save` wrote."""
         epoch, batch = state["epoch"], state["batch"]
         lengths = {name: len(state["history"][name]) for name in self.history}
-        if epoch < 0 or not 0 <= batch < len(self.batches) or set(lengths.values()) != {epoch}:
+        if epoch < 0 or not 0 <= batch <= len(self.batches) or set(lengths.values()) != {epoch}:
             raise ValueError(f"epoch {epoch}, batch {batch}, {lengths}")
         self.model.load_state_dict(state["model"])
         restore_moments(self.optimizer, state["optimizer"]["state"], begun=bool(epoch or batch))
         self.epoch, self.batch = epoch, batch
-        self.squares.fill_(state["squares"])
+        self.squares.fill_(state["squares"] if self.world.first else 0)
         self.history = {name: [float(value) for value in state["history"][name]] for name in self.history}
         self.seconds = state["seconds"]
         self.diverged = state["diverged"]

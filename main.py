@@ -26,8 +26,10 @@ import BuiltinPhotos
 import Cluster
 import Constants
 import Report
+import Sharing
 import Study
 from Checkpoint import Output
+from Distributed import ALONE, World, among_ranks
 from LabData import LabData
 from Plan import Trajectory, plan
 from Progress import bar
@@ -154,12 +156,12 @@ def gather(
     return [*lines, *Study.gather(output, trajectories)] if options.study_feature_maps else lines
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, world: World) -> int:
     """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
     if options.tensorboard and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
-    device = Utils.get_device(options.device)
-    trajectories = make_plan(options, Utils.get_precision(options.precision, device))
+    device = world.own_device(Utils.get_device(options.device))
+    trajectories = world.of_first(lambda: make_plan(options, Utils.get_precision(options.precision, device)))
     numbered = dict(enumerate(trajectories))
     mine = options.part.of(numbered) if options.part else numbered
     if options.plan:
@@ -167,21 +169,26 @@ def run(options: argparse.Namespace) -> int:
         return 0
     output = Output(options.output)
     if options.report:
-        print("\n".join(gather(options, output, trajectories, redraw=True)))
+        print("\n".join(world.of_first(lambda: gather(options, output, trajectories, redraw=True))))
         return 0
     if not mine:
         print(f"part {options.part} holds none of the {len(numbered)} trajectories: nothing to do")
         return 0
-    output.prepare()
-    with output.locked(mine.values() if options.part else None):
-        data = load_images(options)
+    Sharing.check_batch_size(min(trajectory.settings.batch_size for trajectory in mine.values()), world)
+    world.of_first(output.prepare)
+    with world.held_by_first(lambda: output.locked(mine.values() if options.part else None)):
+        data = world.of_first(lambda: load_images(options))
         print(f"part {options.part}: " * bool(options.part) + Report.plan_lines(mine)[-1])
+        if world.size > 1 and options.jobs not in (None, 1):
+            print(f"--jobs {options.jobs}: one trajectory at a time, since all {world.size} ranks train it together")
         # A job that was requeued before it was done would otherwise begin anew each time.
         restart = options.restart and not Cluster.requeued()
-        sweep = Sweep(list(mine.values()), data, output, device, restart, options.tensorboard, plan=trajectories)
+        sweep = Sweep(list(mine.values()), data, output, device, restart, options.tensorboard, trajectories, world)
         failures = sweep.run(options.jobs)
         for failure in failures:
             print(f"main.py: failed: {failure}", file=sys.stderr)
+        if not world.first or (failures and world.size > 1):
+            return 1 if failures else 0  # at once: another rank must not be left waiting
         if options.part and (missing := Report.what_is_missing(output, trajectories, data.fingerprint)):
             print(missing)
         elif len(failures) < len(mine):
@@ -189,7 +196,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, world: World = ALONE) -> int:
     options = parser().parse_args(arguments)
     Utils.keep_memory()
     for stream in (sys.stdout, sys.stderr):
@@ -197,12 +204,12 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         with Interrupts.raised():
-            return run(options)
+            return run(options, world)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
     except Interrupts.Interrupted as stop:
-        return Cluster.end_stopped(stop.signal)
+        return Cluster.end_stopped(stop.signal, world.first)
     except KeyboardInterrupt:  # Ctrl-C again, while it saved
         print("main.py: interrupted; the same command goes on from what was saved", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -220,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = among_ranks(lambda world: main(world=world))
     if code > 128:  # at once: a thread may still be busy with a large picture
         sys.stdout.flush()
         os._exit(code)
