@@ -9,6 +9,8 @@ from typing import Protocol
 from tqdm import tqdm
 
 import Interrupts
+from Plan import Trajectory
+from utils import format_seconds
 
 _SECONDS_BETWEEN_LINES = 30  # of the bar, where the console is a file and cannot be written over
 
@@ -42,6 +44,19 @@ class Silent:
 
     def stopping(self) -> int:
         return 0
+
+
+def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:
+    """One line about a finished combination."""
+    name = f"{trajectory.task} {run}"
+    if metrics["status"] == "diverged":
+        return f"{name}: diverged at epoch {metrics['diverged_epoch']}"
+    beats = "beats" if metrics["test_mse"] < metrics["mean_colour_mse"] else "does NOT beat"
+    verdict = f", {metrics['verdict']}" if metrics.get("verdict", "coloured") != "coloured" else ""
+    return (
+        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} {beats} the mean colour "
+        f"({metrics['mean_colour_mse']:.6f}){verdict}, {format_seconds(metrics['seconds'])}"
+    )
 
 
 class StopSignal:

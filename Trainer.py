@@ -22,9 +22,9 @@ from Interrupts import Interrupted
 from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
 from Pictures import loss_plot
 from Plan import Trajectory
-from Progress import Progress
+from Progress import Progress, summary_line
 from Store import Store, restore_moments
-from utils import Utils, format_seconds, is_finite, seed_for
+from utils import Utils, is_finite, seed_for
 
 if TYPE_CHECKING:
     from TensorBoard import Board
@@ -339,16 +339,3 @@ class Trainer(ABC):
         self.history = {name: [float(value) for value in state["history"][name]] for name in self.history}
         self.seconds = state["seconds"]
         self.diverged = state["diverged"]
-
-
-def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:
-    """One line about a finished combination."""
-    name = f"{trajectory.task} {run}"
-    if metrics["status"] == "diverged":
-        return f"{name}: diverged at epoch {metrics['diverged_epoch']}"
-    beats = "beats" if metrics["test_mse"] < metrics["mean_colour_mse"] else "does NOT beat"
-    verdict = f", {metrics['verdict']}" if metrics.get("verdict", "coloured") != "coloured" else ""
-    return (
-        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} {beats} the mean colour "
-        f"({metrics['mean_colour_mse']:.6f}){verdict}, {format_seconds(metrics['seconds'])}"
-    )
