@@ -13,17 +13,15 @@ if __name__ == "__main__":
     Interrupts.end_at_once()
 
 import argparse
-import io
-import os
-import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 import BuiltinPhotos
 import Cluster
+import Commands
 import Constants
 import Report
 import Sharing
@@ -35,13 +33,6 @@ from Plan import Trajectory, plan
 from Progress import bar
 from Sweep import Sweep
 from utils import Grid, UserError, Utils, parse_feature_maps
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def argument(parse: Callable[[str], object]) -> Callable[[str], object]:
@@ -65,7 +56,7 @@ def jobs(text: str) -> int | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser("main.py", description="Trains the Regressor and the Colorizer.", allow_abbrev=False)
+    parser = Commands.Parser("main.py", description="Trains the Regressor and the Colorizer.", allow_abbrev=False)
     many = {"nargs": "+"}
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, default=Path(Constants.IMAGES), help="photographs to learn from (data)")
@@ -141,7 +132,7 @@ def load_images(options: argparse.Namespace) -> LabData:
     if data.cache_damage:
         print(f"the cache of decoded images was not used, {data.cache_damage}: decoded them again")
     for path, reason in sorted(data.left_out.items()):
-        print(f"left out {path if path.isprintable() else ascii(path)}: {reason}", file=sys.stderr)
+        print(f"left out {Commands.shown(path)}: {reason}", file=sys.stderr)
     left_out = f"; {len(data.left_out)} left out" if data.left_out else ""
     sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
     print(f"{sizes} from {folder}{left_out}")
@@ -199,36 +190,12 @@ def run(options: argparse.Namespace, world: World) -> int:
 def main(arguments: list[str] | None = None, world: World = ALONE) -> int:
     options = parser().parse_args(arguments)
     Utils.keep_memory()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path need not be text
-    try:
-        with Interrupts.raised():
-            return run(options, world)
-    except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
-    except Interrupts.Interrupted as stop:
-        return Cluster.end_stopped(stop.signal, world.first)
-    except KeyboardInterrupt:  # Ctrl-C again, while it saved
-        print("main.py: interrupted; the same command goes on from what was saved", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read our output has left; Python would complain once more when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(
-            f"main.py: {error.strerror or error}: {error.filename or options.output}; see to it, and start again: "
-            "the same command goes on from what was saved",
-            file=sys.stderr,
-        )
-        return 1
+    stopped = partial(Cluster.end_stopped, first=world.first)
+    return Commands.run("main.py", lambda: run(options, world), options.output, stopped)
 
 
 if __name__ == "__main__":
     code = among_ranks(lambda world: main(world=world))
     if code > 128:  # at once: a thread may still be busy with a large picture
-        sys.stdout.flush()
-        os._exit(code)
+        Commands.leave(code)
     sys.exit(code)

@@ -14,6 +14,7 @@ from pathlib import Path
 import common
 from common import spread
 
+import Commands
 import Constants
 import Report
 from Plan import plan
@@ -24,7 +25,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.Parser("precision.py", description="bf16 against float32.", allow_abbrev=False)
+    parser = Commands.Parser("precision.py", description="bf16 against float32.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=100, help="epochs of each training (100)")

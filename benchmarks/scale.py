@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
+import Commands
 import Constants
 from Checkpoint import Output
 from LabCache import RECORD_BYTES
@@ -46,7 +47,7 @@ _SECONDS_BETWEEN_LOOKS = 0.02  # at the memory in use
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.Parser("scale.py", description="Memory and time per image, few and many.", allow_abbrev=False)
+    parser = Commands.Parser("scale.py", description="Memory and time per image, few and many.", allow_abbrev=False)
     add = parser.add_argument
     many = {"nargs": "+", "type": common.at_least_one, "metavar": "N"}
     add("--images-count", **many, default=[1000, 100_000], help="numbers of images to compare (1000 100000)")
