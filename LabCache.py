@@ -19,7 +19,7 @@ import Constants
 from Photos import Unreadable, decode_thumbnail, read_file
 from utils import Utils, locked, write_atomically
 
-FORMAT = 1  # raised whenever a record would come out differently
+FORMAT = 2  # raised whenever a record would come out differently
 SHAPE = (3, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE)
 RECORD_BYTES = 2 * int(np.prod(SHAPE))
 _SAVE_SECONDS = 10  # an interrupted build loses at most this much work

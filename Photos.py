@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -74,17 +75,38 @@ def decode_thumbnail(content: bytes) -> np.ndarray:
     Raises Unreadable.
     """
     side = Constants.IMAGE_SIZE
-    return np.asarray(ImageOps.fit(decode(content, at_least=2 * side), (side, side), Image.Resampling.BICUBIC))
+    picture = read_photo(open_image(content), at_least=2 * side).on_white()
+    return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC))
 
 
-def decode(content: bytes, at_least: int | None = None) -> Image.Image:
-    """An image file's bytes -> the upright picture in sRGB, mode "RGB"; of an animation the first frame.
+class Photo(NamedTuple):
+    """A photograph at its own size, upright and in sRGB."""
 
-    `at_least`: pixels of the shorter side that suffice; a JPEG is then decoded at a fraction of its size.
-    Raises Unreadable.
+    colour: Image.Image  # mode "RGB", or grey: "L", and "I;16" where there are more than 8 bits
+    alpha: Image.Image | None  # mode "L", where parts of it can be transparent
+
+    def on_white(self) -> Image.Image:
+        """Mode "RGB": 16 bits are rounded to 8, what is transparent lies on white."""
+        opaque = (_to_8_bits(self.colour) if self.colour.mode == "I;16" else self.colour).convert("RGB")
+        if self.alpha is None:
+            return opaque
+        upper = Image.merge("RGBA", (*opaque.split(), self.alpha))
+        return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+
+
+def open_image(content: bytes) -> Image.Image:
+    """An image file's bytes -> what its header says, no pixel decoded yet. Raises Unreadable."""
+    with _decoding():
+        return Image.open(io.BytesIO(content))
+
+
+def read_photo(image: Image.Image, at_least: int | None = None) -> Photo:
+    """Decodes what `open_image` opened, of an animation the first frame. The image is used up.
+
+    `at_least`: pixels of the shorter side that suffice; a JPEG is then decoded at a fraction of its size, and
+    large pictures one at a time. Raises Unreadable.
     """
-    try:
-        image = Image.open(io.BytesIO(content))
+    with _decoding():
         size = image.size
         if at_least:
             image.draft(None, (at_least, at_least))
@@ -93,21 +115,30 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
         pixels = size[0] * size[1]
         if pixels > Constants.MAX_PIXELS:
             raise Unreadable(f"more than {Constants.MAX_PIXELS >> 20} megapixels: {size[0]} x {size[1]}")
-        with _LARGE if pixels > Constants.LARGE_PIXELS else contextlib.nullcontext():
+        with _LARGE if at_least and pixels > Constants.LARGE_PIXELS else contextlib.nullcontext():
             ImageOps.exif_transpose(image, in_place=True)
             return _to_srgb(_reduced(image, at_least) if at_least else image)
-    except Unreadable:
-        raise
-    except Exception as error:  # a damaged file can make a decoder raise anything at all
-        raise Unreadable(_reason(error)) from error
 
 
 def _reduced(image: Image.Image, at_least: int) -> Image.Image:
     """A large picture averaged down to what suffices, before anything else makes copies of it."""
-    if image.mode.startswith("I;"):
-        image = image.convert("I")
     factor = min(image.size) // at_least
-    return image if factor < 2 or image.mode in ("1", "P", "PA") else image.reduce(factor)
+    if factor < 2 or image.mode in ("1", "P", "PA"):
+        return image
+    if image.mode.startswith("I;"):  # which cannot be averaged as it is
+        return _deep(np.asarray(image.convert("I").reduce(factor)), image.info)
+    return image.reduce(factor)
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Within, whatever goes wrong is Unreadable: a damaged file can make a decoder raise anything at all."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -118,21 +149,32 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Any mode -> "RGB": the profile applied, what is transparent on white, 16 bits and floats scaled to 8."""
+def _to_srgb(image: Image.Image) -> Photo:
+    """Any mode -> a Photo: the profile applied, the alpha taken apart, greys of more than 8 bits as 16."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bits(image)
+        return Photo(_apply_profile(_to_16_bits(image)), None)
+    if image.mode == "LA":
+        return _to_srgb(image.getchannel("L"))._replace(alpha=image.getchannel("A"))
     if "A" in image.getbands() or "transparency" in image.info:
-        upper = image.convert("RGBA")
-        upper.info.update(image.info)
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _apply_profile(upper))
-    return _apply_profile(image).convert("RGB")
+        upper = _apply_profile(_converted(image, "RGBA"))
+        return Photo(upper.convert("RGB"), upper.getchannel("A"))
+    if image.mode not in ("RGB", "CMYK", "L"):
+        image = _converted(image, "L" if image.mode == "1" else "RGB")
+    image = _apply_profile(image)
+    return Photo(image if image.mode == "L" else image.convert("RGB"), None)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """In another mode; it remembers its profile."""
+    converted = image.convert(mode)
+    converted.info.update(image.info)
+    return converted
 
 
 def _apply_profile(image: Image.Image) -> Image.Image:
     """Converts from the colour space that the file says it is in; sRGB is assumed where it says nothing."""
     profile = image.info.pop("icc_profile", None)
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+    if not profile:
         return image
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -142,11 +184,25 @@ def _apply_profile(image: Image.Image) -> Image.Image:
         return image  # a broken profile, or one of another colour space, says nothing about the colours
 
 
+def _to_16_bits(image: Image.Image) -> Image.Image:
+    """Integer greys of 16 bits or more, and floats, -> "I;16". Floats are taken for 0..1 unless they exceed it."""
+    values = np.asarray(image)
+    if image.mode in ("I", "F"):
+        values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+        peak = values.max()
+        usual = (1, 255, 65535, peak) if image.mode == "F" else (255, 65535)
+        values /= next((top for top in usual if peak <= top), usual[-1])
+        values = np.rint(np.clip(values, 0, 1, out=values) * 65535)
+    return _deep(values, image.info)
+
+
+def _deep(values: np.ndarray, info: dict) -> Image.Image:
+    """(H,W) of 0..65535 -> "I;16", which remembers its profile."""
+    image = Image.fromarray(np.ascontiguousarray(values, np.uint16))
+    image.info.update(info)
+    return image
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Integer greys of 16 bits or more, and floats, -> "L". Floats are taken for 0..1 unless they exceed it."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-    if image.mode == "F":
-        full = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
-    else:
-        full = 255.0 if image.mode == "I" and values.max() <= 255 else 65535.0
-    return Image.fromarray((np.clip(values / full, 0, 1) * 255).round().astype(np.uint8))
+    """ "I;16" -> "L"."""
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
