@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ import torch
 
 import Constants
 from Plan import Trajectory
-from utils import UserError, locked, write_atomically
+from utils import UserError, check_writable, locked, write_atomically
 
 # What a file must hold, and of what kind, to be what it says it is.
 MODEL = {
@@ -115,15 +114,8 @@ class Output:
 
         Raises UserError if not.
         """
-        try:
-            for folder in (self.plots, self.checkpoints, self.root / ".cache"):
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder):
-                    pass
-        except OSError as error:
-            raise UserError(
-                f"cannot write below {self.root}: {error.strerror}; choose another folder with --output"
-            ) from error
+        for folder in (self.plots, self.checkpoints, self.root / ".cache"):
+            check_writable(folder, self.root)
 
 
 def versions() -> dict[str, str]:

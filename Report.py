@@ -8,7 +8,6 @@ from pathlib import Path
 import Checkpoint
 import Constants
 from Checkpoint import Output
-from Pictures import loss_plot, summary_picture
 from Plan import Trajectory
 from Store import count_unfinished
 from utils import UserError, format_value, write_atomically
@@ -22,7 +21,7 @@ SCORE_COLUMNS = (
 
 
 def find_models(output: Output) -> tuple[list[dict], list[str]]:
-    """The finished models below `output`, and a line about each file that is none.
+    """The finished models below `output`, without their weights, and a line about each file that is none.
 
     Models that learned from other images than the newest one are left out: their figures cannot be compared.
     """
@@ -38,6 +37,7 @@ def find_models(output: Output) -> tuple[list[dict], list[str]]:
         if path != output.root / model["metrics"]["checkpoint"]:
             remarks.append(f"{path} is a copy of another run's model, {model['run']}: left out")
         else:
+            del model["model"]
             models.append(model)
     if models:
         images = models[-1]["identity"]["images"]
@@ -118,6 +118,9 @@ def gather(output: Output, redraw: bool = False) -> list[str]:
 
     `redraw`: the loss plots too. Raises UserError if nothing is finished.
     """
+    # To find the best model needs no pictures, and what draws them takes two seconds to import.
+    from Pictures import loss_plot, summary_picture
+
     models, remarks = find_models(output)
     if not models:
         raise UserError(

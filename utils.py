@@ -9,10 +9,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 import Constants
+
+if TYPE_CHECKING:  # elsewhere only where it is used: to import it takes two seconds
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
@@ -52,11 +54,13 @@ class Utils:
         )
 
     @staticmethod
-    def get_device(wish: str = "auto") -> torch.device:
+    def get_device(wish: str = "auto") -> "torch.device":
         """The device of `--device`: "auto" is CUDA where there is a GPU, else the CPU.
 
         Raises UserError if "cuda" is wished for and there is none.
         """
+        import torch
+
         if wish == "auto":
             wish = "cuda" if torch.cuda.is_available() else "cpu"
         if wish == "cuda" and not torch.cuda.is_available():
@@ -64,8 +68,10 @@ class Utils:
         return torch.device(wish)
 
     @staticmethod
-    def get_precision(wish: str, device: torch.device) -> str:
+    def get_precision(wish: str, device: "torch.device") -> str:
         """What `--precision` comes to on this device: "fp32", "bf16", or "auto" where the network's width decides."""
+        import torch
+
         if wish != "auto":
             return wish
         if device.type == "cuda":
@@ -148,6 +154,18 @@ def format_seconds(seconds: float) -> str:
 
 def is_finite(*values: float) -> bool:
     return all(math.isfinite(value) for value in values)
+
+
+def check_writable(folder: Path, output: Path) -> None:
+    """Makes a folder at or below `output`, and finds out now whether it can be written. Raises UserError if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {output}: {error.strerror}; choose another folder with --output"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
