@@ -1,0 +1,163 @@
+"""Colours a person's own photographs with a trained Colorizer.
+
+    python3 colorize.py grandma.jpg                # writes grandma_color.png beside it
+    python3 colorize.py album --output coloured    # all photographs of a folder
+    python3 colorize.py --help                     # all flags
+
+    from colorize import colorize, load
+    coloured = colorize(load(), photograph)        # arrays in, arrays out
+
+Exit codes: 0 done; 1 something failed; 2 nothing could be done; 130 interrupted by Ctrl-C, 143 by SIGTERM.
+"""
+
+import Interrupts
+
+if __name__ == "__main__":
+    Interrupts.end_at_once()
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+import Commands
+import Constants
+from Commands import shown
+from Crew import Crew
+from Errands import Errands, find_errands
+from FullSize import Joined, view
+from Photos import Photo
+from Progress import bar
+from utils import UserError, Utils, check_writable
+
+if TYPE_CHECKING:
+    from Painter import Painter
+
+
+def load(path: str | Path = ".", device: str = "auto") -> "Painter":
+    """A trained Colorizer for `colorize`.
+
+    Args:
+        path: its checkpoint, or the folder that a sweep wrote to (`--output` of main.py): then its best
+            colorizer by the validation images.
+        device: "auto" (CUDA where there is a GPU), "cpu" or "cuda".
+
+    Raises:
+        utils.UserError: there is no such checkpoint, it is not one of a Colorizer, or there is no GPU.
+    """
+    # PyTorch takes two seconds to import: the first photographs are decoded meanwhile.
+    from Painter import Painter
+
+    return Painter.load(Path(path), Utils.get_device(device))
+
+
+def colorize(model: "Painter", photos: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """Colours one photograph, or several of any sizes at once.
+
+    Args:
+        model: what `load` returned.
+        photos: one array, or a sequence of arrays: (H,W) grey, uint8 or uint16, (H,W,3) sRGB uint8, or (H,W,4)
+            with alpha. Of a photograph in colour its lightness L* alone counts.
+
+    Returns:
+        (H,W,3) uint8 sRGB, or (H,W,4) with the alpha that was given; for a sequence, a list of these. L* is that
+        of the photograph but for the rounding to 8 bits, at most 0.28 of 100.
+
+    Raises:
+        ValueError: an array is none of these.
+    """
+    if isinstance(photos, np.ndarray) and photos.ndim < 4:
+        return colorize(model, [photos])[0]
+    read = [_photo(array) for array in photos]
+    if not read:
+        return []
+    views = [view(photo, Constants.IMAGE_SIZE) for photo in read]
+    colours = model.predict(np.stack([seen.lightness for seen in views])[:, None])
+    return [Joined(*each).whole() for each in zip(read, views, colours)]
+
+
+def _photo(array: np.ndarray) -> Photo:
+    """An array of one photograph -> a Photo. Raises ValueError."""
+    grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+    colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if not (grey or colour) or 0 in array.shape:
+        raise ValueError(
+            "a photograph is (H,W) uint8 or uint16, or (H,W,3) or (H,W,4) uint8, and not empty; "
+            f"not {array.shape} {array.dtype}"
+        )
+    if grey:
+        return Photo(Image.fromarray(np.ascontiguousarray(array)), None)
+    alpha = Image.fromarray(np.ascontiguousarray(array[..., 3])) if array.shape[2] == 4 else None
+    return Photo(Image.fromarray(np.ascontiguousarray(array[..., :3])), alpha)
+
+
+# --- Command line ----------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Commands.Parser("colorize.py", description="Colours photographs.", allow_abbrev=False)
+    add = parser.add_argument
+    add("photos", nargs="+", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        type=Path,
+        default=Path("."),
+        help="the colorizer to use, or the folder of a sweep, whose best one is taken (.)",
+    )
+    add("--output", metavar="DIR", type=Path, help="where the coloured pictures go (beside the photographs)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
+    add("--overwrite", action="store_true", help="make coloured pictures anew that exist already")
+    return parser
+
+
+def colour_all(errands: Errands, options: argparse.Namespace) -> int:
+    """Colours what is to be coloured, says what cannot be, and returns how much was. Raises UserError."""
+    done = 0
+    alone = len(errands.todo) == 1
+    with Crew(errands.todo) as crew:
+        model = load(options.checkpoint, options.device)
+        model.keep_to_one_thread()
+        print(f"with {shown(model.description)}", flush=True)
+        with bar(total=len(errands.todo), desc="colouring", unit=" photos", disable=alone) as progress:
+            for errand, failure in crew.serve(model.predict):
+                if failure:
+                    progress.write(f"colorize.py: cannot colour {shown(errand.source)}: {failure}", sys.stderr)
+                done += not failure
+                progress.update()
+    return done
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
+    if options.output:
+        check_writable(options.output, options.output)
+    errands = find_errands(options.photos, options.output, options.overwrite)
+    for problem in errands.problems:
+        print(f"colorize.py: {problem}", file=sys.stderr)
+    for path in errands.kept:
+        print(f"colorize.py: {shown(path)} exists and is kept: --overwrite makes it anew", file=sys.stderr)
+    if not (errands.todo or errands.kept or errands.problems):
+        raise UserError(f"nothing to colour: {shown(errands.own[0])} is a picture that this program made")
+    done = colour_all(errands, options) if errands.todo else 0
+    if done:
+        where = f"below {shown(options.output)}" if options.output else "beside the photographs"
+        where = shown(errands.todo[0].target) if len(errands.todo) == 1 else where
+        print(f"coloured {done} of {len(errands.todo)}: {where}")
+    if not (done or errands.kept):
+        return 2
+    return 0 if done == len(errands.todo) and not errands.problems else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    Utils.keep_memory()
+    return Commands.run("colorize.py", lambda: run(options), options.output or ".")
+
+
+if __name__ == "__main__":
+    Commands.leave(main())
