@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -153,13 +154,17 @@ def visible_files(output: Path) -> dict[str, bytes]:
     return {str(name): path.read_bytes() for name, path in found if not any(p.startswith(".") for p in name.parts)}
 
 
-def only_line(text: str) -> str:
-    """The only line of stderr, after what a progress bar has left before it; a traceback or a second line fails."""
+def lines_of(text: str, program: str = "main.py") -> list[str]:
+    """The lines of stderr, each without what a progress bar has left before it; a traceback fails."""
     assert "Traceback" not in text
-    assert text.endswith("\n")
-    assert text.count("\n") == 1, text
-    line = text.rstrip("\n").rpartition("\r")[2]
-    assert line.startswith("main.py: ")
+    lines = [line.rpartition("\r")[2] for line in re.split("(?<=\n)", text)]
+    assert all(line.startswith(f"{program}: ") and line.endswith("\n") for line in lines if line.strip()), text
+    return [line.rstrip("\n") for line in lines if line.strip()]
+
+
+def only_line(text: str) -> str:
+    """The only line of stderr; a second one fails."""
+    (line,) = lines_of(text)
     return line
 
 

@@ -37,6 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     constants.write_text(text)
     for number in range(10):
         write(folder / "my_photos" / f"{number}.jpg", picture(number))
+    write(folder / "grandma.jpg", picture(10, 300, 200))
     sbatch = folder / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(SBATCH)
@@ -66,8 +67,9 @@ def test_a_command_of_the_readme_works(command: str, project: Path, environment:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_the_readme_names_every_flag() -> None:
-    usage = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("program", ["main.py", "colorize.py"])
+def test_the_readme_names_every_flag(program: str) -> None:
+    usage = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     flags = set(re.findall(r"--[a-z-]+", usage.stdout)) - {"--help"}
     assert flags <= set(re.findall(r"--[a-z-]+", README))
     assert flags
