@@ -32,6 +32,8 @@ MODEL = {
     "history": dict,
     "identity": dict,
 }
+# What it takes to use a model: an earlier version of this program wrote less about it.
+USABLE = {key: MODEL[key] for key in ("model", "network", "activation", "feature_maps", "epoch", "image_size")}
 STATE = {
     "model": dict,
     "optimizer": dict,
@@ -205,6 +207,11 @@ def _check_sums(path: Path) -> None:
 def load_state(path: Path) -> dict:
     """The same for the state of a trajectory: raises UserError also if a part of it is missing."""
     return _complete(path, load(path), STATE)
+
+
+def load_usable(path: Path) -> dict:
+    """The same for a model of any version: raises UserError also if what it takes to use it is missing."""
+    return _complete(path, load(path), USABLE)
 
 
 def load_model(path: Path) -> dict:

@@ -3,6 +3,7 @@
 import functools
 import glob
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def find_errands(names: Iterable[str], output: Path | None, overwrite: bool) -> 
         if target in taken:
             twin = f"{shown(target)} belongs to {shown(taken[target])}"
             errands.problems.append(f"cannot colour {shown(source)}: {twin}; rename one of the two")
-        elif not overwrite and os.path.lexists(target):
+        elif not overwrite and _is_something(target):
             errands.kept.append(target)
         else:
             errands.todo.append(Errand(source, root, target))
@@ -111,6 +112,15 @@ def _below(folder: Path, output: Path | None, problems: list[str]) -> list[Path]
     if not paths:
         problems.append(f"no photographs in {shown(folder)}: put some there, or name another folder")
     return [folder / path for path in paths]
+
+
+def _is_something(path: Path) -> bool:
+    """Whether there is anything but an empty file, which a loss of power can have left."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
 
 
 def _stems(folder: Path) -> set[str]:

@@ -29,7 +29,7 @@ class Painter:
         Raises UserError if there is none, or if it is not the checkpoint of a Colorizer with finite weights.
         """
         path, why = best_below(path) if path.is_dir() else (path, "")
-        content = Checkpoint.load_model(path)
+        content = Checkpoint.load_usable(path)
         if content["network"] != "colorizer":
             raise UserError(f"{path} is of a {content['network']}, which colours nothing: name one of a colorizer")
         network = _network(path, content).to(device).eval()

@@ -168,9 +168,10 @@ def check_writable(folder: Path, output: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
     """Makes `path` what `write(temporary file)` wrote: whoever looks, sees the old file or the new one, never half.
 
+    Unless `durable`, it is left to the system when the file comes to the disk, and a loss of power may leave it empty.
     Raises OSError if the file cannot be written; the old one is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        os.fsync(handle)
+        if durable:
+            os.fsync(handle)
         os.fchmod(handle, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
@@ -187,7 +189,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
     finally:
         os.close(handle)
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

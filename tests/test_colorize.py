@@ -159,6 +159,13 @@ def test_overwrite_makes_it_anew(colour: Colour, album: Path) -> None:
     assert coloured(album) == ["one_color.png"]
 
 
+def test_an_empty_file_is_no_picture(colour: Colour, album: Path) -> None:
+    """A loss of power can leave one."""
+    (album / "one_color.png").touch()
+    assert colour(album / "one.jpg").lines == []
+    assert coloured(album) == ["one_color.png"]
+
+
 def test_a_picture_of_that_name_without_an_original_is_a_photograph(colour: Colour, tmp_path: Path) -> None:
     assert colour(write(tmp_path / "autumn_color.png", picture(1, 30, 30))).code == 0
     assert coloured(tmp_path) == ["autumn_color.png", "autumn_color_color.png"]
@@ -264,6 +271,15 @@ def changed(sweep: Path, path: Path, change: Callable[[dict], None]) -> Path:
     change(content)
     Checkpoint.save(content, path)
     return path
+
+
+def test_a_checkpoint_that_an_earlier_version_wrote(colour: Colour, sweep: Path, tmp_path: Path) -> None:
+    def less(content: dict) -> None:
+        for key in ("metrics", "history", "identity", "versions", "run", "swept"):
+            del content[key]
+
+    path = changed(sweep, tmp_path / "it.pt", less)
+    assert colour(write(tmp_path / "it.png", picture(1)), "--checkpoint", path).code == 0
 
 
 def diverged(content: dict) -> None:

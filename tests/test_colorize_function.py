@@ -150,8 +150,9 @@ def test_transparent_parts_are_shown_to_the_network_on_white() -> None:
 def test_an_unseen_face_is_nearer_to_the_truth_than_in_the_mean_colour(
     faces_dir: Path, tmp_path: Path, colour: Callable
 ) -> None:
-    """A narrow network, trained for some seconds."""
-    flags = "--device cpu --network colorizer --activation sigmoid --lr 0.004 --weight-decay 0 --epoch 16 --jobs 1"
+    """A narrow network, trained for half a minute."""
+    recipe = "--recipe best --feature-maps 6 --lr 0.006 --batch-size 8 --epoch 24"
+    flags = f"--device cpu --network colorizer --activation sigmoid {recipe} --jobs 1"
     assert main.main(["--images", str(faces_dir), "--output", str(tmp_path / "out"), *flags.split()]) == 0
     data = LabData.load(faces_dir, tmp_path / "out")  # divided as it was
     by_name = {path.rpartition("/")[2].rpartition(".")[0]: faces_dir / path for path in find_photos(faces_dir)}
@@ -170,4 +171,4 @@ def test_an_unseen_face_is_nearer_to_the_truth_than_in_the_mean_colour(
         ours.append(deltaE_ciede2000(lab, rgb2lab(found)).mean())
         mean_colour.append(deltaE_ciede2000(lab, rgb2lab(guess)).mean())
     print(f"mean CIEDE2000 of {len(unseen)} unseen faces: {np.mean(ours):.2f}; mean colour {np.mean(mean_colour):.2f}")
-    assert np.mean(ours) < 0.95 * np.mean(mean_colour)
+    assert np.mean(ours) < 0.93 * np.mean(mean_colour)

@@ -1,6 +1,5 @@
 """colorize.py is stopped, or a process of it killed: what is finished is whole, and the same command does the rest."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,7 +63,7 @@ def hands(process: Process) -> list[int]:
     return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_stop_leaves_whole_pictures_and_the_same_command_does_the_rest(
     colour: Callable, command: list[object], tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
@@ -98,16 +97,6 @@ def test_the_processes_end_with_a_program_that_is_killed(command: list[object], 
         process.kill(group=False)
         assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=10)
     coloured(tmp_path / "out")
-
-
-def test_a_process_that_is_killed_costs_no_photograph(command: list[object], tmp_path: Path) -> None:
-    with at_work(command, tmp_path, "time.sleep(0.05)") as process:
-        assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))
-        os.kill(hands(process)[0], signal.SIGKILL)
-        assert process.finish() == 0, process.stderr
-        assert process.stderr == ""
-    whole = [name for name in os.listdir(tmp_path / "out") if not name.startswith(".")]
-    assert len(whole) == PHOTOS
 
 
 def test_a_photograph_that_kills_its_process_is_named_and_the_others_are_coloured(

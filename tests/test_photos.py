@@ -138,6 +138,12 @@ def test_16_bits_are_scaled_and_not_cut_off(file: Path, ending: str) -> None:
     assert np.array_equal(seen(path), np.repeat(grey[..., None], 3, axis=2))
 
 
+def test_a_large_picture_of_16_dark_bits_stays_dark(file: Path) -> None:
+    """As dark as that, it could be taken for one of 8 bits once it is averaged down."""
+    path = saved(Image.fromarray(np.full((700, 700), 200, np.uint16)), file.with_suffix(".png"))
+    assert seen(path).max() <= 1
+
+
 def test_floats_from_0_to_1_are_scaled(file: Path) -> None:
     grey = picture(6)[..., 1]
     path = saved(Image.fromarray((grey / 255).astype(np.float32)), file.with_suffix(".tif"))
