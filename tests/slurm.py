@@ -252,6 +252,15 @@ class Slurm:
         """What `scontrol show job` knows of one job or task: key -> value."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", job)))
 
+    def ended(self, job: object) -> tuple[str, str]:
+        """The state and the exit code of a job or task that has ended."""
+        shown = self.show(job)
+        return shown["JobState"], shown["ExitCode"]
+
+    def log(self, folder: Path, job: object) -> str:
+        """What a job or task of run_regressor.sh has said, which was submitted in this folder."""
+        return (folder / f"colorization-{self.show(job)['JobId']}.log").read_text()
+
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
