@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import Commands
 import Constants
 from Interrupts import Interrupted
 from utils import UserError
@@ -97,12 +98,9 @@ class World:
         """Ends this process at once, with a line if it is the first to say one. None leaves that to another rank."""
         if line is not None and self.claim() and line:
             # Rank 0's progress bar may have left the line unfinished.
-            print(f"\n{line}", file=sys.__stderr__)
-        for stream in (sys.stdout, sys.__stderr__):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        # No clean-up, which would wait for those that are gone; no handler of the SIGTERM that the launcher sends.
-        os._exit(code)
+            print(f"\n{line}", file=sys.__stderr__, flush=True)
+        # Without a clean-up, which would wait for those that are gone, and before the launcher's SIGTERM.
+        Commands.leave(code)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

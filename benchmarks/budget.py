@@ -13,6 +13,7 @@ import math
 import pickle
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import common
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import Commands
 import Constants
 from Checkpoint import Output
 from LabCache import RECORD_BYTES
@@ -32,12 +34,12 @@ from Sweep import Sweep
 from Trainer import Trainer
 from utils import Utils, format_seconds, format_value
 
-_REPEATS = 5
+_LEAST_CALLS = 5
 WIDTHS = (Constants.FEATURE_MAPS, Constants.NAMED_FEATURE_MAPS["deep"])
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.Parser("budget.py", description="A plan for many images on many GPUs.", allow_abbrev=False)
+    parser = Commands.Parser("budget.py", description="A plan for many images on many GPUs.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to measure with (the built-in ones)")
     add("--images-count", metavar="N", type=common.at_least_one, default=1_000_000, help="to plan for (1000000)")
@@ -74,28 +76,33 @@ class Network:
     flops: float  # of a training step, per image
 
 
+def core_seconds(work: Callable[[], object], least: float = 1.0) -> float:
+    """Seconds of processor time of one call, of all threads together: the median of calls for at least that long."""
+    spent: list[float] = []
+    while sum(spent) < least or len(spent) < _LEAST_CALLS:
+        began = time.process_time()
+        work()
+        spent.append(time.process_time() - began)
+    return statistics.median(spent)
+
+
 def measure_image(images: common.Prepared, folder: Path) -> Image:
-    """Each figure from this machine; seconds are those of one core."""
+    """Each figure from this machine; seconds are of processor time, which other programs hardly change."""
     torch.set_num_threads(1)
     count = sum(map(len, images.paths.values()))
-    began = time.monotonic()
-    LabData.load(folder, images.output.root)
-    opened = time.monotonic() - began
+
+    def decode() -> None:
+        with tempfile.TemporaryDirectory(prefix="colorization-") as fresh:
+            LabData.load(folder, Path(fresh))
+
     (index,) = images.output.root.glob(".cache/*/index.txt")
     trainer = colorizer(WIDTHS[0], images.data, images.output)
-    device = trainer.device
-
-    def median(work: Callable[[], object]) -> float:
-        return statistics.median(common.per_call(work, device, seconds=1) for _ in range(_REPEATS))
-
-    read = median(lambda: [None for _ in loader(images.data.train, trainer.batches)])
     Constants.MAX_PICTURES = 0  # of many images, few are written as pictures
-    scored = median(lambda: trainer.test("budget", 0.0))
     return Image(
-        decode=images.seconds * Utils.get_cores() / count,
-        open=opened / count,
-        load=read / len(images.data.train),
-        score=scored / len(images.data.test),
+        decode=core_seconds(decode) / count,
+        open=core_seconds(lambda: LabData.load(folder, images.output.root)) / count,
+        load=core_seconds(lambda: list(map(len, loader(images.data.train, trainer.batches)))) / len(images.data.train),
+        score=core_seconds(lambda: trainer.test("budget", 0.0)) / len(images.data.test),
         index_bytes=index.stat().st_size / count,
         memory_bytes=len(pickle.dumps(images.data)) / count,
     )
@@ -157,8 +164,9 @@ def plan(network: Network, gpus: int, image: Image, options: argparse.Namespace)
 
 def main() -> None:
     options = arguments()
+    Utils.keep_memory()
     with common.prepared(options.images) as images:
-        image = measure_image(images, options.images or images.output.root.parent / "data")
+        image = measure_image(images, images.folder)
         networks = [measure_network(width, images) for width in WIDTHS]
     head = [
         "",

@@ -12,6 +12,7 @@ from pathlib import Path
 import common
 
 import Checkpoint
+import Commands
 import Constants
 from Plan import Trajectory, plan
 from Sweep import Sweep
@@ -37,7 +38,7 @@ VARIANTS = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.Parser("recipe.py", description="The parts of --recipe best.", allow_abbrev=False)
+    parser = Commands.Parser("recipe.py", description="The parts of --recipe best.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training (60)")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import common
 
+import Commands
 from utils import UserError
 
 
@@ -75,7 +76,7 @@ def study(rows: Sequence[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = common.Parser("reproduction.py", description="The tables of docs/reproduction.md.", allow_abbrev=False)
+    parser = Commands.Parser("reproduction.py", description="The tables of docs/reproduction.md.", allow_abbrev=False)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="an --output folder of main.py")
     options: argparse.Namespace = parser.parse_args()
     for folder in options.folders:

@@ -14,6 +14,7 @@ from pathlib import Path
 import common
 import torch
 
+import Commands
 import Constants
 from Plan import plan
 from Progress import Silent
@@ -22,7 +23,7 @@ from utils import Grid, Utils, format_value
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.Parser("saving.py", description="What saving costs.", allow_abbrev=False)
+    parser = Commands.Parser("saving.py", description="What saving costs.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--repeats", metavar="N", type=common.at_least_one, default=15, help="measurements of each figure (15)")

@@ -1,10 +1,11 @@
-"""Measures what more of the same machine is worth: a sweep in one and in two parts at once.
+"""Measures what more of the same machine is worth: a sweep in one and in two parts, a trajectory on one and two ranks.
 
     python3 benchmarks/scaling.py [--images DIR] [--feature-maps MAPS] [--epoch N] [--repeats N] [--json FILE]
 
 Each part is a process of `main.py --part`, as a task of a Slurm array is, and trains one trajectory after the other.
 The time is that of the whole command, from the start of the first part to the end of the last, on images that are
-decoded already. In each repeat the numbers of parts take turns; a ratio compares two of the same repeat.
+decoded already. The ranks are torchrun's processes, which train one Colorizer together: the time is that of an epoch,
+with the same batches on one as on two. In each repeat the numbers take turns; a ratio compares two of the same repeat.
 """
 
 import argparse
@@ -19,17 +20,21 @@ from pathlib import Path
 
 import common
 import torch
+from ranks import epoch_seconds
 
+import Commands
 from utils import UserError, format_value
 
 PARTS = (1, 2)
+RANKS = (1, 2)
+BATCH_SIZES = (16, 64)  # of all ranks together
 # Four trajectories that take equally long.
 GRID = "--network colorizer --activation sigmoid --lr 0.001 0.0003 --weight-decay 0 1e-5".split()
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.Parser("scaling.py", description="A sweep in one part and in two.", allow_abbrev=False)
+    parser = Commands.Parser("scaling.py", description="Parts of a sweep, ranks of a trajectory.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of the networks (3)")
@@ -84,7 +89,7 @@ def alternating(counts: tuple[int, ...], measure: Callable[[int], float], repeat
 def table(what: str, measured: dict[str, dict[str, object]]) -> str:
     """A row for each number of what was measured."""
     rows = [
-        [count, common.show(seconds, ",.1f"), common.show(measured["speed-up"][count], ".2f")]
+        [count, common.show(seconds, ",.2f"), common.show(measured["speed-up"][count], ".2f")]
         for count, seconds in measured["seconds"].items()
     ]
     return common.markdown([what, "seconds, median (least to greatest)", "times as fast"], rows)
@@ -96,9 +101,14 @@ def main() -> None:
     device = torch.device(options.device)
     results = {}
     with common.prepared(options.images) as images:
-        results["parts"] = alternating(PARTS, lambda parts: sweep_seconds(parts, images, options), options.repeats)
-        settings = {"grid": GRID, "epoch": options.epoch, "feature_maps": format_value(options.feature_maps)}
-        print(f"{common.describe(device)}\n\n{table('parts at once', results['parts'])}")
+        maps = options.feature_maps
+        results["parts at once"] = alternating(PARTS, lambda n: sweep_seconds(n, images, options), options.repeats)
+        for size in BATCH_SIZES:
+            results[f"ranks, batches of {size}"] = alternating(
+                RANKS, lambda n, size=size: epoch_seconds(n, maps, size, images, options.device), options.repeats
+            )
+        settings = {"grid": GRID, "epoch": options.epoch, "feature_maps": format_value(maps)}
+        print(common.describe(device), *(table(what, measured) for what, measured in results.items()), sep="\n\n")
         common.write_json(options.json, {"images": images.describe(), **settings, **results}, device)
 
 

@@ -15,6 +15,7 @@ import torch
 import two_ranks
 from helpers import ROOT, SHORT, TASKS, Silent, checkpoint, manager, only_line, plain, train, visible_files
 from survival import MAIN, Process, alive, wait_until, without_bar
+from torch import nn
 
 import Sharing
 from Distributed import ALONE, World
@@ -285,6 +286,26 @@ def test_what_all_ranks_find_wrong_is_said_once(tmp_path: Path) -> None:
         assert process.stderr.count("exitcode  : 2 ") == 2
         (line,) = own_lines(process)
         assert line.startswith("main.py: --batch-size is the batch of all ranks together")
+
+
+# --- Without other ranks --------------------------------------------------------------------------
+
+
+def test_batchnorm_is_synchronised_on_gpus_and_named_as_ever(data: LabData, tmp_path: Path) -> None:
+    """Converted only: PyTorch runs it on GPUs alone."""
+    gpu, cpu, two = torch.device("cuda"), torch.device("cpu"), World(size=2)
+    for task in TASKS:
+        model = manager(task, data, tmp_path).model
+        names = list(model.state_dict())
+        assert Sharing.synchronised(model, gpu, ALONE) is model
+        assert Sharing.synchronised(model, cpu, two) is model
+        parameters = list(model.parameters())
+        converted = Sharing.synchronised(model, gpu, two)
+        assert list(converted.state_dict()) == names
+        assert all(one is other for one, other in zip(converted.parameters(), parameters, strict=True))
+        kinds = [type(module) for module in converted.modules()]
+        assert kinds.count(nn.SyncBatchNorm) == (6 if task[0] == "regressor" else 11)
+        assert nn.BatchNorm2d not in kinds
 
 
 # --- The environment ------------------------------------------------------------------------------
