@@ -129,7 +129,7 @@ class Hand:
         self.send(self.errands)
 
     def send(self, what: object) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has died, which the next look at the connection tells
+        with contextlib.suppress(ConnectionError):  # it has died, which the next look at the connection tells
             self.connection.send(what)
 
     def report(self, failures: list[str]) -> Iterator[Outcome]:

@@ -1,7 +1,7 @@
 """A photograph at its full size: what the network is shown of it, and its own L joined with the colours predicted.
 
 Lab is scikit-image's (sRGB, D65, 2 degrees). IEC 61966-2-1 has the curve of sRGB and its primaries, CIE 15 the Lab
-of 1976. A curve is looked up in a table here, which at 24 million pixels is ten times as fast as to compute it.
+of 1976. The curves are looked up in tables, which takes no longer on a processor that has no fast powers.
 """
 
 from collections.abc import Sequence
