@@ -67,7 +67,7 @@ def hands(process: Process) -> list[int]:
 def test_a_stop_leaves_whole_pictures_and_the_same_command_does_the_rest(
     colour: Callable, command: list[object], tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
-    with at_work(command, tmp_path) as process:
+    with at_work(command, tmp_path, "time.sleep(0.2)") as process:
         assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))
         assert process.stop(number, group) < SECONDS_TO_STOP
         assert process.code == 128 + number
