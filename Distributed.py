@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import Commands
 import Constants
+import Interrupts
 from Interrupts import Interrupted
 from utils import UserError
 
@@ -71,11 +73,13 @@ class World:
         patience, long_patience = (timedelta(seconds=s) for s in (Constants.RANK_SECONDS, Constants.ALONE_SECONDS))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            self.store, _, _ = next(dist.rendezvous("env://", timeout=patience))
-            place = {"store": dist.PrefixStore("ranks", self.store), "rank": self.rank, "world_size": self.size}
-            dist.init_process_group(backend, timeout=patience, **place)
-            # For what rank 0 does alone while the others wait: reading all images for the first time takes hours.
-            self.patient = dist.new_group(backend="gloo", timeout=long_patience)
+            # Whoever waits for a rank that has died hears of no signal: here it ends the process by itself.
+            with Interrupts.handled(signal.SIG_DFL):
+                self.store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+                place = {"store": dist.PrefixStore("ranks", self.store), "rank": self.rank, "world_size": self.size}
+                dist.init_process_group(backend, timeout=patience, **place)
+                # For what rank 0 does alone while the others wait: reading all images for the first time takes hours.
+                self.patient = dist.new_group(backend="gloo", timeout=long_patience)
         except (RuntimeError, ValueError) as error:
             where = ":".join(os.environ[name] for name in _VARIABLES[4:])
             raise UserError(f"rank {self.rank} does not meet the others at {where}: {_brief(error)}") from error
@@ -87,26 +91,32 @@ class World:
     def claim(self) -> bool:
         """Whether this rank is the first to say why the run ends; from then on no other does."""
         try:
-            if not self.first:  # which fails of the same, perhaps, and may then say so
-                with contextlib.suppress(dist.DistStoreError):
-                    self.store.wait(["failed"], timedelta(seconds=Constants.CLAIM_SECONDS))
+            if not self.first:  # rank 0 fails of the same, perhaps, and may then say so
+                wait_until = time.monotonic() + Constants.CLAIM_SECONDS
+                while not self.store.check(["failed"]) and time.monotonic() < wait_until:
+                    time.sleep(0.05)
             return self.store.add("failed", 1) == 1
         except RuntimeError:  # the launcher, which keeps the store, is gone
             return True
 
     def end(self, code: int, line: str | None) -> NoReturn:
         """Ends this process at once, with a line if it is the first to say one. None leaves that to another rank."""
-        if line is not None and self.claim() and line:
-            # Rank 0's progress bar may have left the line unfinished.
-            print(f"\n{line}", file=sys.__stderr__, flush=True)
-        # Without a clean-up, which would wait for those that are gone, and before the launcher's SIGTERM.
-        Commands.leave(code)
+        with Interrupts.handled(signal.SIG_IGN):  # the launcher's, which ends those that another rank has left
+            if line is not None and self.claim() and line:
+                # Rank 0's progress bar may have left the line unfinished.
+                print(f"\n{line}", file=sys.__stderr__, flush=True)
+            Commands.leave(code)  # without a clean-up, which would wait for those that are gone
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Ends this process where what is done within fails for want of another rank."""
+        """Ends this process where what is done within fails for want of another rank.
+
+        A signal waits: only what comes of the others shows whether it is a stop for all, or the launcher's, which ends
+        those that another rank has left.
+        """
         try:
-            yield
+            with Interrupts.held():
+                yield
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -28,14 +28,29 @@ def end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Within, a signal raises Interrupted."""
-    before = {number: signal.signal(number, _raise) for number in NUMBERS}
+def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Within, a signal calls the handler."""
+    before = {number: signal.signal(number, handler) for number in NUMBERS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def raised() -> contextlib.AbstractContextManager[None]:
+    """Within, a signal raises Interrupted."""
+    return handled(_raise)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within, a signal waits; it is as if it came at the end."""
+    came: list[int] = []
+    with handled(lambda number, frame: came.append(number)):
+        yield
+    for number in came:
+        os.kill(os.getpid(), number)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -68,12 +68,8 @@ class StopSignal:
     @contextlib.contextmanager
     def caught(self) -> Iterator["StopSignal"]:
         """Within, the signals ask for a stop; a second Ctrl-C does not ask."""
-        before = {number: signal.signal(number, self._note) for number in Interrupts.NUMBERS}
-        try:
+        with Interrupts.handled(self._note):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
         if self.number and number == signal.SIGINT:

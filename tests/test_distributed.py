@@ -1,9 +1,8 @@
-"""Two ranks, started by the real torchrun, train what one process trains; and the end of one is the end of all."""
+"""Two ranks, started by the real torchrun, train what one process trains."""
 
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
-from helpers import ROOT, SHORT, TASKS, Silent, checkpoint, manager, only_line, plain, train, visible_files
-from survival import MAIN, Process, alive, wait_until, without_bar
+from helpers import ROOT, TASKS, Silent, checkpoint, manager, plain, train, visible_files
+from launch import TORCHRUN, own_lines, torchrun
+from survival import Process, wait_until
 from torch import nn
 
 import Sharing
@@ -25,38 +25,11 @@ from utils import UserError
 
 pytest_plugins = ["survival"]
 
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 FLAGS = "--device cpu --activation sigmoid --weight-decay 0 --epoch 2 20 --batch-size 4 --seed 5".split()
 SETTINGS = {"lr": 0.01, "weight_decay": 0, "batch_size": 4}
 SNAPSHOTS = (2, 20)
 SEEDS = range(5)
 WRITTEN = {"Plots", "checkpoints", "outputs_sigmoid"}
-SECONDS_TO_NOTICE = 10  # that a rank is gone
-
-
-def torchrun(*arguments: object, cwd: Path, program: Path = MAIN) -> Process:
-    """`torchrun --nproc-per-node=2 main.py …`, whose ranks are sessions of their own: see `ranks`."""
-    return Process(*TORCHRUN, program, *arguments, cwd=cwd, program=Path("-m"))
-
-
-def ranks(process: Process) -> dict[int, int]:
-    """rank -> process."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            parent = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
-            variables = dict(entry.partition("=")[::2] for entry in path.read_text().split("\0"))
-        except (OSError, ValueError):  # it has just ended, or is not ours
-            continue
-        if parent == process.pid and "RANK" in variables:
-            found[int(variables["RANK"])] = int(path.parent.name)
-    return found
-
-
-def own_lines(process: Process) -> list[str]:
-    """What the program itself wrote to stderr: torchrun adds a report of its own, which has a traceback."""
-    assert f'File "{ROOT}' not in process.stderr
-    return [line for line in process.stderr.splitlines() if "main.py: " in line]
 
 
 def has(folder: Path, pattern: str) -> Callable[[], list[Path]]:
@@ -205,87 +178,6 @@ def test_an_interrupted_run_goes_on_with_as_many_ranks_as_there_are(
     assert progress.advances[0] >= 2
     assert not any("anew" in line or "not used" in line for line in progress.said)
     assert (tmp_path / "copy" / name).exists()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_ends_the_job_with_a_line(rank: int, photos: Path, tmp_path: Path) -> None:
-    with torchrun("--images", photos, *SHORT, 100_000, "--output", "out", cwd=tmp_path) as process:
-        assert wait_until(has(tmp_path / "out", "regressor/epoch_1_*.pt"))
-        both = ranks(process)
-        os.kill(both[rank], signal.SIGKILL)
-        assert process.finish(SECONDS_TO_NOTICE) == 1
-        assert not any(map(alive, both.values()))
-        (line,) = own_lines(process)
-        assert "another of the 2 ranks has ended" in line
-
-
-def by_hand(*arguments: object, cwd: Path, program: Path = MAIN) -> list[subprocess.CompletedProcess]:
-    """What two ranks come to that are started without torchrun, which hides their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [[stream.decode() for stream in process.communicate(timeout=120)] for process in started]
-    return [subprocess.CompletedProcess(p.args, p.returncode, *texts) for p, texts in zip(started, said)]
-
-
-def test_a_file_that_rank_0_cannot_write_ends_all_with_a_line(photos: Path, tmp_path: Path) -> None:
-    obstacle = tmp_path / "out/checkpoints/regressor/.trajectories"
-    obstacle.parent.mkdir(parents=True)
-    obstacle.touch()  # where rank 0 will want a folder
-    first, second = by_hand("--images", photos, *SHORT, "--output", "out", cwd=tmp_path)
-    assert (first.returncode, second.returncode) == (1, 1)
-    line = only_line(first.stderr)
-    assert line.startswith("main.py: failed: regressor lr_0.001_weight_decay_0: ")
-    assert ".trajectories" in line
-    assert (second.stdout, second.stderr) == ("", "")
-
-
-FAILED = "main.py: failed: regressor lr_0.001_weight_decay_0: no memory left"
-FAILING = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import torch
-import main
-from Distributed import among_ranks
-from Trainer import Trainer
-
-def step(self, *inputs, original=Trainer.step):
-    if os.environ["RANK"] == "1" and self.epoch == 1:
-        raise torch.OutOfMemoryError("no memory left")
-    original(self, *inputs)
-
-Trainer.step = step
-sys.exit(among_ranks(lambda world: main.main(world=world)))
-"""
-
-
-def test_an_error_on_one_rank_alone_ends_all_with_a_line(photos: Path, tmp_path: Path) -> None:
-    program = tmp_path / "failing.py"
-    program.write_text(FAILING)
-    first, second = by_hand("--images", photos, *SHORT, 9, "--output", "out", cwd=tmp_path, program=program)
-    assert (first.returncode, second.returncode) == (1, 1)
-    assert without_bar(second.stderr).split("\n") == ["", FAILED, ""]
-    assert "main.py: " not in first.stderr
-    assert "Traceback" not in first.stdout + first.stderr
-
-
-def test_what_all_ranks_find_wrong_is_said_once(tmp_path: Path) -> None:
-    with torchrun("--batch-size", 1, cwd=tmp_path) as process:
-        assert process.finish() == 1
-        assert process.stderr.count("exitcode  : 2 ") == 2
-        (line,) = own_lines(process)
-        assert line.startswith("main.py: --batch-size is the batch of all ranks together")
 
 
 # --- Without other ranks --------------------------------------------------------------------------
