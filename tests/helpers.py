@@ -82,6 +82,22 @@ def subsets_by_content(folder: Path, data: LabData) -> dict[str, set[str]]:
     return found
 
 
+def as_the_camera_lay(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """(H,W,3) -> how the pixels have to lie for each value of the orientation tag, after the Exif standard's table."""
+    turned = upright.transpose(1, 0, 2)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: turned,
+        6: turned[::-1],
+        7: turned[::-1, ::-1],
+        8: turned[:, ::-1],
+    }
+    return np.ascontiguousarray(stored[orientation])
+
+
 class Silent:
     """A progress that shows nothing, keeps what is said, and may ask for a stop after some epochs."""
 

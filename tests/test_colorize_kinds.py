@@ -12,7 +12,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from helpers import picture
+from helpers import as_the_camera_lay, picture
 from PIL import Image
 from test_photos import ORIENTATION, swapped_profile
 
@@ -77,19 +77,10 @@ def test_sizes(colour: Colour, vivid: Path, tmp_path: Path, width: int, height: 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientations(colour: Colour, vivid: Path, tmp_path: Path, orientation: int) -> None:
     upright = picture(2, 90, 160)
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]
+    stored = as_the_camera_lay(upright, orientation)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    path = saved(tmp_path / "it.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+    path = saved(tmp_path / "it.png", Image.fromarray(stored), exif=exif)
     check(colour, vivid, path, upright)
     with Image.open(tmp_path / "it_color.png") as image:  # upright once, and not turned again
         assert image.getexif().get(ORIENTATION, 1) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SIDE, lab_of, named, picture, write
+from helpers import SIDE, as_the_camera_lay, lab_of, named, picture, write
 from PIL import Image, ImageCms
 
 from LabData import LabData
@@ -78,17 +78,7 @@ def test_a_small_picture_is_enlarged(file: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_of_the_camera_is_honoured(file: Path, orientation: int) -> None:
     upright = picture(2, 128, 160)
-    # How the camera's pixels have to lie for each value of the tag, after the Exif standard's table.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]
+    stored = as_the_camera_lay(upright, orientation)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     found = seen(write(file.with_suffix(".png"), stored, exif=exif))
