@@ -13,8 +13,11 @@ STOPPED = "stopped; the same command goes on from here"
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Interrupted(Exception):
-    """The program was asked to stop by a signal, and has saved what there was to save."""
+class Interrupted(BaseException):
+    """The program was asked to stop by a signal, and has saved what there was to save.
+
+    Like KeyboardInterrupt no Exception: a library that guards against errors must not take it for one.
+    """
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)

@@ -10,7 +10,6 @@ import torch
 from Checkpoint import Output
 from ColorizerManager import ColorizerManager
 from Distributed import ALONE, World
-from Interrupts import Interrupted
 from LabData import LabData
 from Plan import Trajectory
 from Progress import Progress, Silent, SweepProgress
@@ -121,8 +120,6 @@ class Sweep:
             trainer = self.trainer(trajectory, progress)
             with self.board(trajectory) as trainer.board:
                 trainer.train()
-        except Interrupted:
-            raise
         except (UserError, OSError, torch.OutOfMemoryError) as error:
             return f"{trajectory.task} {trajectory.name}: {error}"
         except Exception as error:  # a defect of ours: shown in full, and no reason to lose the other trajectories
