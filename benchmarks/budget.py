@@ -11,7 +11,6 @@ hours are those that the loader and the GPU's peak allow at best. docs/scaling.m
 import argparse
 import math
 import pickle
-import statistics
 import sys
 import tempfile
 import time
@@ -76,18 +75,21 @@ class Network:
     flops: float  # of a training step, per image
 
 
-def core_seconds(work: Callable[[], object], least: float = 1.0) -> float:
-    """Seconds of processor time of one call, of all threads together: the median of calls for at least that long."""
+def core_seconds(work: Callable[[], object], least: float = 2.0) -> float:
+    """Seconds of processor time of one call, of all threads together.
+
+    The least of the calls in at least that much time: other programs can only make it longer.
+    """
     spent: list[float] = []
     while sum(spent) < least or len(spent) < _LEAST_CALLS:
         began = time.process_time()
         work()
         spent.append(time.process_time() - began)
-    return statistics.median(spent)
+    return min(spent)
 
 
 def measure_image(images: common.Prepared, folder: Path) -> Image:
-    """Each figure from this machine; seconds are of processor time, which other programs hardly change."""
+    """Each figure from this machine."""
     torch.set_num_threads(1)
     count = sum(map(len, images.paths.values()))
 
