@@ -133,7 +133,11 @@ def image_table(image: Image, options: argparse.Namespace) -> str:
         ["records, on the disk", f"{RECORD_BYTES:,} bytes", f"{count * RECORD_BYTES / 1e9:,.1f} GB"],
         ["index, on the disk", f"{image.index_bytes:,.0f} bytes", f"{count * image.index_bytes / 1e9:,.2f} GB"],
         ["opening the cache again, rank 0", f"{1e3 * image.open:.3f} ms", format_seconds(count * image.open)],
-        ["memory of each rank", f"{image.memory_bytes:,.0f} bytes", f"{count * image.memory_bytes / 1e9:,.2f} GB"],
+        [
+            "what each rank is told of it",
+            f"{image.memory_bytes:,.0f} bytes",
+            f"{count * image.memory_bytes / 1e9:,.2f} GB",
+        ],
         ["reading with a random crop", f"{1e3 * image.load:.3f} ms", f"{1 / image.load:,.0f} images/s a core"],
         ["scoring a test image, rank 0", f"{1e3 * image.score:.2f} ms", f"{format_seconds(tested * image.score)} **"],
     ]
@@ -178,7 +182,7 @@ def main() -> None:
         "computing, ms",
         "traffic, MB",
         "sending, ms",
-        "read, GB/s a node",
+        "GB/s a node",
     ]
     head += ["s an epoch", f"h for {options.epochs} epochs"]
     rows = [plan(network, gpus, image, options) for network in networks for gpus in options.gpus]

@@ -86,13 +86,14 @@ def alternating(counts: tuple[int, ...], measure: Callable[[int], float], repeat
     }
 
 
-def table(what: str, measured: dict[str, dict[str, object]]) -> str:
-    """A row for each number of what was measured."""
-    rows = [
-        [count, common.show(seconds, ",.2f"), common.show(measured["speed-up"][count], ".2f")]
-        for count, seconds in measured["seconds"].items()
-    ]
-    return common.markdown([what, "seconds, median (least to greatest)", "times as fast"], rows)
+def table(what: str, measured: dict[str, dict[str, object]], images: int) -> str:
+    """A row for each number of what was measured; `images` are trained on in the time, 0 if there is no such number."""
+    head = [what, "seconds, median (least to greatest)", *(["images/s"] if images else []), "times as fast"]
+    rows = []
+    for count, seconds in measured["seconds"].items():
+        speeds = [common.show(common.spread([images / each for each in seconds["values"]]))] if images else []
+        rows.append([count, common.show(seconds, ",.2f"), *speeds, common.show(measured["speed-up"][count], ".2f")])
+    return common.markdown(head, rows)
 
 
 def main() -> None:
@@ -101,14 +102,17 @@ def main() -> None:
     device = torch.device(options.device)
     results = {}
     with common.prepared(options.images) as images:
-        maps = options.feature_maps
+        maps, trained = options.feature_maps, len(images.data.train)
         results["parts at once"] = alternating(PARTS, lambda n: sweep_seconds(n, images, options), options.repeats)
+        tables = [table("parts at once", results["parts at once"], 0)]
         for size in BATCH_SIZES:
-            results[f"ranks, batches of {size}"] = alternating(
+            what = f"ranks, batches of {size}"
+            results[what] = alternating(
                 RANKS, lambda n, size=size: epoch_seconds(n, maps, size, images, options.device), options.repeats
             )
+            tables.append(table(what, results[what], trained))
         settings = {"grid": GRID, "epoch": options.epoch, "feature_maps": format_value(maps)}
-        print(common.describe(device), *(table(what, measured) for what, measured in results.items()), sep="\n\n")
+        print(common.describe(device), *tables, sep="\n\n")
         common.write_json(options.json, {"images": images.describe(), **settings, **results}, device)
 
 
