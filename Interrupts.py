@@ -41,6 +41,11 @@ def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers
             signal.signal(number, earlier)
 
 
+def ending() -> contextlib.AbstractContextManager[None]:
+    """Within, a signal ends the program at once, with one line."""
+    return handled(_end)
+
+
 def raised() -> contextlib.AbstractContextManager[None]:
     """Within, a signal raises Interrupted."""
     return handled(_raise)

@@ -120,7 +120,8 @@ def colour_all(errands: Errands, options: argparse.Namespace) -> int:
     done = 0
     alone = len(errands.todo) == 1
     with Crew(errands.todo) as crew:
-        model = load(options.checkpoint, options.device)
+        with Interrupts.ending():  # nothing is being written yet, and in imports an exception may get lost
+            model = load(options.checkpoint, options.device)
         model.keep_to_one_thread()
         print(f"with {shown(model.description)}", flush=True)
         with bar(total=len(errands.todo), desc="colouring", unit=" photos", disable=alone) as progress:

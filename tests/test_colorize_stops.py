@@ -1,8 +1,10 @@
 """colorize.py is stopped, or a process of it killed: what is finished is whole, and the same command does the rest."""
 
+import contextlib
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from helpers import ROOT, lines_of, picture, write
 from PIL import Image
 from survival import SECONDS_TO_STOP, Process, wait_until
+
+import Interrupts
 
 pytest_plugins = ["survival"]
 
@@ -45,7 +49,7 @@ def coloured(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-@contextmanager
+@contextlib.contextmanager
 def at_work(command: list[object], folder: Path, change: str = "") -> Iterator[Process]:
     """The running program."""
     program = ROOT / "colorize.py"
@@ -79,6 +83,21 @@ def test_a_stop_leaves_whole_pictures_and_the_same_command_does_the_rest(
     assert said.code == 0
     assert f"coloured {PHOTOS - len(done)} of {PHOTOS - len(done)}" in said.out
     assert len(coloured(tmp_path / "out")) == PHOTOS
+
+
+def test_a_stop_is_not_lost_where_a_library_makes_light_of_every_exception() -> None:
+    """As tqdm does, when it asks for the width of the terminal."""
+    with pytest.raises(Interrupts.Interrupted), Interrupts.raised(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+
+def test_a_stop_while_the_network_is_loaded(command: list[object], tmp_path: Path) -> None:
+    with at_work(command, tmp_path) as process:
+        assert wait_until(lambda: process.has_open("libtorch"))
+        assert process.stop(signal.SIGINT, group=True) < SECONDS_TO_STOP
+        assert process.code == 128 + signal.SIGINT
+        assert len(lines_of(process.stderr, "colorize.py")) == 1
 
 
 def test_a_stop_while_a_photograph_takes_long_to_decode(command: list[object], tmp_path: Path) -> None:
