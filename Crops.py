@@ -51,8 +51,9 @@ def box_means(records: Tensor, rows: Tensor, boxes: Tensor | None) -> Tensor:
         torch.zeros(batch, side, device=rows.device).scatter_add_(1, first, 1 - weight).scatter_add_(1, second, weight)
         for first, second, weight in ((above, below, down), (before, after, right))
     )
-    means = torch.einsum("bchw,bh,bw->bc", ab.view(batch, 2, side, side), of_lines / side, of_columns / side)
-    return means.view(batch, 2, 1, 1)
+    # Products and sums, which are several times as fast here as the many small matrix products of an einsum.
+    line_means = (ab.view(batch, 2, side, side) * (of_columns / side).view(batch, 1, 1, side)).sum(dim=3)
+    return (line_means * (of_lines / side).view(batch, 1, side)).sum(dim=2).view(batch, 2, 1, 1)
 
 
 def _planes(records: Tensor, rows: Tensor, channels: range) -> Tensor:

@@ -96,7 +96,7 @@ class LabImages(Dataset):
     def _release(self, count: int) -> None:
         """Gives mapped pages back now and then, lest a large set count as our memory. The system's cache keeps them."""
         self.touched += count
-        if self.touched > Constants.MAPPED_IMAGES and not self.records.is_cuda:
+        if self.touched > Constants.MAPPED_IMAGES < len(self) and not self.records.is_cuda:
             self.records = self.mapped()
             self.touched = 0
 

@@ -161,3 +161,26 @@ def test_the_convolutions_are_pytorch_s_own(kind: type, reference: type, maps: i
             results.append([output, *torch.autograd.grad(loss, [image, *network.parameters()])])
         for mine, right in zip(*results):
             assert torch.allclose(mine, right, rtol=1e-4, atol=1e-4 * right.abs().max().item())
+
+
+@pytest.mark.parametrize(("kind", "reference"), [(Enlarging, nn.ConvTranspose2d), (Halving, nn.Conv2d)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_deep_convolutions_are_pytorch_s_own_in_bf16(kind: type, reference: type, layout: torch.memory_format) -> None:
+    """Not further from the float32 results than PyTorch's own bf16 ones, where another form is used and where not."""
+    for side in (1, 2, 3, 4, 8) if kind is Enlarging else (2, 4, 6, 8):
+        torch.manual_seed(side)
+        ours = kind(128, 160, bias=False) if kind is Enlarging else kind(128, 160)
+        ours.to(memory_format=layout)
+        theirs = reference(128, 160, 4, 2, 1, bias=False)
+        theirs.load_state_dict(ours.state_dict())
+        image = torch.randn(2, 128, side, side).contiguous(memory_format=layout).requires_grad_()
+        results = []
+        for network, half in ((ours, True), (theirs, True), (theirs, False)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                output = network(image)
+            loss = (output.float() * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+            results.append([output.float(), *torch.autograd.grad(loss, [image, *network.parameters()])])
+        for mine, right, exact in zip(*results):
+            size, error = exact.abs().max(), (right - exact).abs().max()
+            assert (mine - exact).abs().max() <= 2 * error + 1e-3 * size
+            assert error < 0.05 * size
