@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import time
 import zlib
@@ -29,6 +30,13 @@ _AHEAD = 64  # photographs in flight: bounds the memory, keeps every core busy
 def to_record(rgb: np.ndarray) -> np.ndarray:
     """(128,128,3) uint8 sRGB -> (3,128,128) int16 Lab in steps of 1/256. Lab: scikit-image, D65, 2 degrees."""
     return np.rint(rgb2lab(rgb) * Constants.LAB_SCALE).astype(np.int16).transpose(2, 0, 1)
+
+
+def read_ahead(records: np.memmap, rows: Iterable[int]) -> None:
+    """Has the system fetch these records from the disk while we do something else. Where it cannot, does nothing."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        for row in rows:
+            records.base.madvise(mmap.MADV_WILLNEED, row * RECORD_BYTES, RECORD_BYTES)
 
 
 def _checksum(text: bytes) -> bytes:
@@ -74,7 +82,7 @@ class LabCache:
             return {path: Entry(*self.files[path][3:]) for path in found}
 
     @property
-    def map(self) -> Callable[[], np.ndarray]:
+    def map(self) -> Callable[[], np.memmap]:
         """Maps all records (N,3,128,128) int16 from the disk: read when touched, shared between processes."""
         # Copy-on-write, so that PyTorch may take it for a tensor; nobody writes to it.
         return partial(np.memmap, self._records_path, np.int16, mode="c", shape=(len(self.records), *SHAPE))

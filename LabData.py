@@ -1,30 +1,23 @@
-"""From a folder of image files to batches of Lab tensors: split, gather, augmentation, `DataLoader`."""
+"""From a folder of image files to Lab tensors: split, gather, augmentation."""
 
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 import Constants
+from Batches import Draw
 from Crops import box_means, resampled
-from LabCache import Entry, LabCache
+from LabCache import Entry, LabCache, read_ahead
 from Photos import find_photos
-from utils import UserError, seed_for
-
-
-class Draw(NamedTuple):
-    """One batch, decided but not yet read: which images, and the box of each that is to fill the picture."""
-
-    rows: Tensor  # (B,) int64
-    boxes: Tensor | None = None  # (B,4) float32, as `Crops.resampled` takes them
+from utils import UserError
 
 
 class LabImages(Dataset):
@@ -40,21 +33,23 @@ class LabImages(Dataset):
         self.rows = torch.tensor([cache.row(sha) for sha in shas])
         self.names = names
         self.statistics = np.array([cache.statistics(sha) for sha in shas])  # (N,4): means and mean squares of a, b
-        self.records = self.mapped()
-        self.touched = 0
+        self.open()
         self.averaged = False
         # From a record to L in 0..1, and to a and b in Lab units.
         self.units = torch.tensor([0.01, 1, 1]).view(3, 1, 1) / Constants.LAB_SCALE
 
-    def mapped(self) -> Tensor:
-        return torch.from_numpy(self.map_records())
+    def open(self) -> None:
+        """Maps the records anew: no page of them counts as our memory until it is read."""
+        self.mapped = self.map_records()
+        self.records = torch.from_numpy(self.mapped)
+        self.touched = 0
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "records": None}
+        return {**self.__dict__, "records": None, "mapped": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self.records = self.mapped()
+        self.open()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,79 +88,21 @@ class LabImages(Dataset):
             images.units = self.units.to(device)
         return images
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the images come from the disk as they are needed, and leave the memory again."""
+        return len(self) > Constants.MAPPED_IMAGES and not self.records.is_cuda
+
+    def announce(self, draw: Draw) -> None:
+        """Says which batch comes next: of a set too large to stay in memory, it is fetched meanwhile."""
+        if self.streamed:
+            read_ahead(self.mapped, self.rows[draw.rows].tolist())
+
     def _release(self, count: int) -> None:
         """Gives mapped pages back now and then, lest a large set count as our memory. The system's cache keeps them."""
         self.touched += count
-        if self.touched > Constants.MAPPED_IMAGES < len(self) and not self.records.is_cuda:
-            self.records = self.mapped()
-            self.touched = 0
-
-
-class TrainingBatches(Sampler):
-    """The draws of one epoch: every image once per copy, in an order that depends on (seed, epoch) alone.
-
-    `set_epoch(epoch, start)` chooses the epoch, and the batch to begin with where one goes on within it.
-    """
-
-    def __init__(self, images: int, batch_size: int, copies: int, seed: int, crop_area: float) -> None:
-        self.images = images
-        self.batch_size = batch_size
-        self.copies = copies
-        self.seed = seed
-        self.crop_area = crop_area
-        self.device = torch.device("cpu")
-        self.set_epoch(1)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        return -(-self.images * self.copies // self.batch_size)
-
-    def size(self, number: int) -> int:
-        """How many images batch `number` has, counted from 0."""
-        return min(self.batch_size, self.images * self.copies - number * self.batch_size)
-
-    def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", self.epoch))
-        order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.copies)])
-        boxes = self._boxes(len(order), generator)
-        draws = (part.to(self.device).split(self.batch_size) for part in (order, boxes))
-        return map(Draw, *(parts[self.start :] for parts in draws))
-
-    def _boxes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Boxes of random area and aspect, half of them mirrored: torchvision's RandomResizedCrop, for whole epochs."""
-        area, aspect, top, left, mirrored = torch.rand(5, count, generator=generator)
-        side = Constants.IMAGE_SIZE
-        area = self.crop_area + (1 - self.crop_area) * area
-        aspect = Constants.CROP_ASPECT ** (2 * aspect - 1)  # width over height, uniform in its logarithm
-        height = (side * (area / aspect).sqrt()).clamp(max=side)
-        width = (side * (area * aspect).sqrt()).clamp(max=side)
-        top, left = top * (side - height), left * (side - width)
-        return torch.stack([top, left, height, torch.where(mirrored < 0.5, -width, width)], dim=1)
-
-
-class EvaluationBatches(Sampler):
-    """Every image once, in order, unchanged, in batches of a fixed size for each of the ranks that share them."""
-
-    def __init__(self, images: int, ranks: int = 1) -> None:
-        self.images = images
-        self.batch_size = Constants.EVALUATION_BATCH * ranks
-
-    def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
-
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(rows) for rows in torch.arange(self.images).split(self.batch_size))
-
-
-def loader(images: LabImages, batches: Iterable[Draw]) -> DataLoader:
-    """A DataLoader of (L (B,1,128,128), ab (B,2,128,128)); `__getitems__` has already made the batch."""
-    return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is)
-
-
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
+        if self.touched > Constants.MAPPED_IMAGES and self.streamed:
+            self.open()
 
 
 @dataclass

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from Batches import Draw
 from Distributed import World
-from LabData import Draw
 from utils import UserError
 
 

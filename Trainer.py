@@ -15,11 +15,12 @@ from torch import Tensor, nn
 import Checkpoint
 import Constants
 import Sharing
+from Batches import EvaluationBatches, TrainingBatches, loader
 from Checkpoint import Output
 from Distributed import ALONE, World
 from Graph import GraphedStep
 from Interrupts import Interrupted
-from LabData import EvaluationBatches, LabData, LabImages, TrainingBatches, loader
+from LabData import LabData, LabImages
 from Pictures import loss_plot
 from Plan import Trajectory
 from Progress import Progress, summary_line

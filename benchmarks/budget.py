@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import Commands
 import Constants
+from Batches import loader
 from Checkpoint import Output
 from LabCache import RECORD_BYTES
-from LabData import LabData, loader
+from LabData import LabData
 from Plan import Settings, Trajectory
 from Progress import Silent
 from Sweep import Sweep

@@ -11,8 +11,8 @@ from multiprocessing.connection import wait
 import common
 import torch
 
+from Batches import Draw, TrainingBatches, loader
 from Checkpoint import Output
-from LabData import Draw, TrainingBatches, loader
 from Plan import Trajectory
 from Sweep import Sweep
 from Trainer import Progress, Trainer

@@ -32,9 +32,10 @@ from skimage.data import astronaut
 
 import Commands
 import Constants
+from Batches import loader
 from Checkpoint import Output
 from LabCache import RECORD_BYTES
-from LabData import LabData, loader
+from LabData import LabData
 from Plan import Settings, Trajectory
 from Progress import Silent
 from Sweep import Sweep

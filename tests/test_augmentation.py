@@ -10,8 +10,9 @@ from helpers import SIDE, flat, manager, picture, write
 from skimage.color import lab2rgb
 from torch import Tensor, nn
 
+from Batches import EvaluationBatches, TrainingBatches
 from ColorizerManager import ColorizerManager
-from LabData import EvaluationBatches, LabData, TrainingBatches
+from LabData import LabData
 
 COUNT = 30
 TASK = ("colorizer", "sigmoid")

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import oracles
 import pytest
+import torch
 from helpers import SUBSETS, files_below, flat, lab_of, named, picture, write
 from PIL import Image
 
+import Constants
 import main
+from Batches import TrainingBatches, loader
+from LabCache import read_ahead
 from LabData import LabData
 
 
@@ -168,3 +172,26 @@ def test_pictures_that_a_run_wrote_are_not_learned_from(
     assert list((images / "outputs_sigmoid").rglob("*.png"))
     data = LabData.load(Path(folder), Path("."))
     assert sum(len(getattr(data, subset)) for subset in SUBSETS) == 12
+
+
+def test_a_set_too_large_for_memory_is_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batches; each but the first is asked for beforehand, and pages are given back on the way."""
+    data = LabData.load(images, tmp_path).train
+    batches = TrainingBatches(len(data), 2, copies=2, seed=0, crop_area=0.5)
+    in_memory = [[part.clone() for part in batch] for batch in loader(data, batches)]
+    asked: list[list[int]] = []
+    maps = {id(data.mapped): data.mapped}
+
+    def ask(records: np.memmap, rows: list[int]) -> None:
+        maps[id(records)] = records
+        asked.append(rows)
+        original(records, rows)
+
+    original = read_ahead
+    monkeypatch.setattr("LabData.read_ahead", ask)
+    monkeypatch.setattr(Constants, "MAPPED_IMAGES", len(data) - 1)
+    streamed = list(loader(data, batches))
+    for batch, expected in zip(streamed, in_memory, strict=True):
+        assert all(map(torch.equal, batch, expected))
+    assert asked == [data.rows[draw.rows].tolist() for draw in batches][1:]
+    assert len(maps) > 1

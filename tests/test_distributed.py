@@ -18,9 +18,10 @@ from survival import Process, wait_until
 from torch import nn
 
 import Sharing
+from Batches import TrainingBatches
 from Distributed import ALONE, World
 from Interrupts import STOPPED, Interrupted
-from LabData import LabData, TrainingBatches
+from LabData import LabData
 from utils import UserError
 
 pytest_plugins = ["survival"]
@@ -143,11 +144,16 @@ def test_rank_0_alone_speaks_and_writes(undisturbed: Process, data: LabData, tmp
         assert names == manager(task, data, tmp_path).model.state_dict().keys()  # as colorize loads it
 
 
+def late_loss(content: dict) -> float:
+    """The loss over the last epochs, which says more of so few images than the error on fewer still."""
+    return statistics.mean(content["history"]["train_mse"][-5:])
+
+
 def test_what_two_ranks_learn_is_what_one_learns(undisturbed: Process, data: LabData, tmp_path: Path) -> None:
     """On the CPU, where each rank normalises over its half of the batch: within the spread of one process's seeds."""
     for task in TASKS[:2]:
-        by_two = checkpoint(output(undisturbed), task, 20)["metrics"]["test_mse"]
-        by_one = [train(task, data, tmp_path / str(s), 20, seed=s, **SETTINGS)[0]["metrics"]["test_mse"] for s in SEEDS]
+        by_two = late_loss(checkpoint(output(undisturbed), task, 20))
+        by_one = [late_loss(train(task, data, tmp_path / str(s), 20, seed=s, **SETTINGS)[0]) for s in SEEDS]
         spread = statistics.stdev(by_one)
         assert spread < 0.25 * statistics.mean(by_one)  # or the comparison would say little
         assert abs(by_two - statistics.mean(by_one)) < 3 * spread, (task, by_two, by_one)

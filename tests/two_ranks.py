@@ -12,10 +12,11 @@ from helpers import MANAGERS, SUBSETS, TASKS, Silent
 from torch import Tensor, nn
 
 import Constants
+from Batches import Draw
 from Checkpoint import Output
 from Distributed import World
 from Interrupts import Interrupted
-from LabData import Draw, LabData, LabImages
+from LabData import LabData, LabImages
 from Plan import Settings, Trajectory
 from Trainer import Trainer
 
