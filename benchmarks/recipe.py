@@ -1,6 +1,6 @@
 """Measures what each part of `--recipe best` is worth: the recipe, and the recipe with one part taken back.
 
-    python3 benchmarks/recipe.py [--images DIR] [--epochs N] [--seeds S ...] [--json FILE]
+    python3 benchmarks/recipe.py [--images DIR] [--epochs N] [--seeds S ...] [--only WORD ...] [--json FILE]
 
 Every variant trains a sigmoid Colorizer for the same number of epochs, from the same seeds.
 """
@@ -8,14 +8,17 @@ Every variant trains a sigmoid Colorizer for the same number of epochs, from the
 import argparse
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import common
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import Checkpoint
 import Commands
 import Constants
+from ColorizerManager import ColorizerManager
 from Plan import Trajectory, plan
-from Sweep import Sweep
+from Sweep import MANAGERS, Sweep
 from utils import Grid, UserError, Utils
 
 # What is changed in the recipe; the first is what the report does.
@@ -34,7 +37,29 @@ VARIANTS = {
     "batches of 8": {"batch_size": 8},
     "batches of 32": {"batch_size": 32},
     "float32": {"precision": "fp32"},
+    "weight averaging": {"averaged": True},
+    "constant learning rate 0.003, weight averaging": {"schedule": "constant", "warmup_steps": 0, "averaged": True},
 }
+_DECAY = 0.99  # of the average, per step: it reaches back over some hundred steps
+
+
+class Averaged(ColorizerManager):
+    """Scores, at the end, an exponential moving average of the weights and of the norms' statistics."""
+
+    def start(self) -> None:
+        super().start()
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY), use_buffers=True)
+        take_step = self.take_step
+
+        def step(*batch: object) -> None:
+            take_step(*batch)
+            self.average.update_parameters(self.model)
+
+        self.take_step = step
+
+    def finish(self, epoch: int) -> None:
+        self.model = self.average.module
+        super().finish(epoch)
 
 
 def arguments() -> argparse.Namespace:
@@ -43,6 +68,7 @@ def arguments() -> argparse.Namespace:
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training (60)")
     add("--seeds", nargs="+", type=int, default=[0], help="a training of each variant for each (0)")
+    add("--only", nargs="+", metavar="WORD", default=[""], help="the variants whose name has one of these words (all)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
     add("--json", metavar="FILE", type=Path, help="where to write all figures")
     return parser.parse_args()
@@ -52,7 +78,7 @@ def trajectory(change: dict | None, epochs: int, seed: int, precision: str) -> T
     recipe = Constants.RECIPES["best"] if change is not None else {"lr": [Constants.LEARNING_RATES[0]]}
     settings = {"precision": precision, **recipe, **(change or {}), "seed": seed}
     lr = settings.pop("lr")
-    settings = {key: value for key, value in settings.items() if key not in ("epoch", "weight_decay")}
+    settings = {key: value for key, value in settings.items() if key not in ("epoch", "weight_decay", "averaged")}
     grid = Grid(dict(lr=lr if isinstance(lr, list) else [lr], epoch=[epochs], weight_decay=[0]))
     (found,) = plan(grid, settings, ["colorizer"], ["sigmoid"])
     return found
@@ -63,14 +89,18 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
     device = Utils.get_device(options.device)
     precision = Utils.get_precision("auto", device)
     found = {}
-    for number, (name, change) in enumerate(VARIANTS.items()):
-        print(f"{name} ({number + 1} of {len(VARIANTS)})", file=sys.stderr)
+    names = [name for name in VARIANTS if name == "best" or any(word in name for word in options.only)]
+    for number, name in enumerate(names):
+        print(f"{name} ({number + 1} of {len(names)})", file=sys.stderr)
+        change = VARIANTS[name]
+        manager = Averaged if change and change.get("averaged") else ColorizerManager
         trajectories = [trajectory(change, options.epochs, seed, precision) for seed in options.seeds]
         metrics = []
         for each in trajectories:
             # One after the other into the same names: seeds are no part of a run's name here.
-            if failures := Sweep([each], images.data, images.output, device, restart=True).run(1):
-                raise UserError("; ".join(failures))
+            with patch.dict(MANAGERS, colorizer=manager):
+                if failures := Sweep([each], images.data, images.output, device, restart=True).run(1):
+                    raise UserError("; ".join(failures))
             metrics.append(Checkpoint.load_model(images.output.checkpoint(each, options.epochs))["metrics"])
         found[name] = {
             "test_mse": common.spread([m.get("test_mse", float("nan")) for m in metrics]),
