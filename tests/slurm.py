@@ -275,9 +275,14 @@ def slurm() -> Iterator[Slurm]:
             pytest.fail(f"REQUIRE_SLURM={wish}: {error}")
         pytest.skip(str(error))
     with Slurm() as running:
-        began = time.monotonic()
         yield running
         version = running.call("sinfo", "--version").strip()
-    figure(
-        f"{version}, {len(running.nodes)} node(s): {running.submitted} times sbatch, {time.monotonic() - began:.0f} s"
-    )
+    figure(f"{version}, {len(running.nodes)} node(s): {running.submitted} times sbatch, {sum(_seconds):.0f} s")
+
+
+_seconds: list[float] = []  # of each phase of the tests of Slurm
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if "test_slurm" in report.nodeid:
+        _seconds.append(report.duration)
