@@ -44,6 +44,12 @@ class LabImages(Dataset):
         self.records = torch.from_numpy(self.mapped)
         self.touched = 0
 
+    def __copy__(self) -> "LabImages":
+        """Shares the map, which a copy by way of the pickled state would make anew."""
+        images = object.__new__(type(self))
+        images.__dict__.update(self.__dict__)
+        return images
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "records": None, "mapped": None}
 

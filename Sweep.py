@@ -1,6 +1,7 @@
 """Runs the trajectories of a plan, one by one or side by side, and shows how far they are."""
 
 import contextlib
+import gc
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,10 @@ class Sweep:
         except Exception as error:  # a defect of ours: shown in full, and no reason to lose the other trajectories
             progress.say(traceback.format_exc())
             return f"{trajectory.task} {trajectory.name}: {type(error).__name__}: {error}"
+        finally:
+            # A Trainer refers to itself, by the step that it takes: its network and moments would stay for long.
+            trainer = None
+            gc.collect()
         return ""
 
     def board(self, trajectory: Trajectory) -> contextlib.AbstractContextManager:

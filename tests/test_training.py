@@ -1,6 +1,7 @@
 """Training: what decides the weights, and what must not."""
 
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 from helpers import MANAGERS, TASK_NAMES, TASKS, Silent, manager, plain, train
 from torch import Tensor, nn
 
+from Checkpoint import Output
 from LabData import LabData
+from Plan import Settings, Trajectory
+from Sweep import Sweep
 from Trainer import Trainer
 
 FIGURES = ("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "psnr", "ssim", "delta_e", "colourfulness")
@@ -176,3 +180,28 @@ def test_a_loss_that_is_not_finite_ends_the_trajectory_and_is_noted(
     assert any("diverged" in line for line in progress.said)
     again = train(task, data, tmp_path, 1, 4, 6, batch_size=8)
     assert [plain(model) for model in again] == [plain(model) for model in models]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
+def test_nothing_of_a_finished_trajectory_stays_in_memory(
+    task: tuple[str, str], data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[weakref.ref] = []
+    build = MANAGERS[task[0]].build
+
+    def watched(trainer: Trainer) -> nn.Module:
+        network = build(trainer)
+        built.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(MANAGERS[task[0]], "build", watched)
+    trajectory = Trajectory(*task, Settings(), (1,))
+    maps = count_maps(data)
+    assert Sweep([trajectory], data, Output(tmp_path), torch.device("cpu")).train(trajectory, Silent()) == ""
+    assert built and not any(network() for network in built)
+    assert count_maps(data) == maps > 0
+
+
+def count_maps(data: LabData) -> int:
+    """How often the records are mapped into this process."""
+    return Path("/proc/self/maps").read_text().count(data.train.mapped.filename.name)
