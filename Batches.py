@@ -92,9 +92,6 @@ class _Announced(Sampler):
         self.images = images
         self.batches = batches
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[Draw]:
         for draw, following in pairwise(chain(self.batches, [None])):
             if following:
