@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 import Constants
-from Convolutions import Enlarging
+from deepcolor.training.layers import Enlarging
 from Regressor import Regressor, layer_widths
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}

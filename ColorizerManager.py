@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 import Constants
 from Colorizer import Colorizer
-from Distributed import ALONE
-from LabData import LabImages
-from Pictures import Triplet, to_grey, to_srgb, triplet_picture, write_png
-from Scores import chroma, colour_use, mean_scores, scores
-from Trainer import Trainer
+from deepcolor.data.dataset import LabImages
+from deepcolor.reporting.metrics import chroma, colour_use, mean_scores, scores
+from deepcolor.reporting.plots import Triplet, to_grey, to_srgb, triplet_picture, write_png
+from deepcolor.training.distributed import ALONE
+from deepcolor.training.trainer import Trainer
 
 
 class ColorizerManager(Trainer):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 import Constants
-from Convolutions import Halving
+from deepcolor.training.layers import Halving
 
 
 def layer_widths(feature_maps: int | Sequence[int]) -> tuple[int, ...]:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 import Constants
-from Distributed import ALONE
-from LabData import LabData, LabImages
-from Plan import Trajectory
+from deepcolor.data.dataset import LabData, LabImages
+from deepcolor.training.config import Trajectory
+from deepcolor.training.distributed import ALONE
+from deepcolor.training.trainer import Trainer
 from Regressor import Regressor
-from Trainer import Trainer
 from utils import write_atomically
 
 

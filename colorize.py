@@ -10,10 +10,10 @@
 Exit codes: 0 done; 1 something failed; 2 nothing could be done; 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
-import Interrupts
+from deepcolor.common import signals
 
 if __name__ == "__main__":
-    Interrupts.end_at_once()
+    signals.end_at_once()
 
 import argparse
 import sys
@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-import Commands
 import Constants
-from Commands import shown
-from Crew import Crew
-from Errands import Errands, find_errands
-from FullSize import Joined, view
-from Photos import Photo
-from Progress import bar
+from deepcolor.common import cli
+from deepcolor.common.cli import shown
+from deepcolor.data.image_io import Photo
+from deepcolor.inference.full_resolution import Joined, view
+from deepcolor.inference.pipeline import Crew
+from deepcolor.inference.tasks import Errands, find_errands
+from deepcolor.reporting.progress import bar
 from utils import UserError, Utils, check_writable
 
 if TYPE_CHECKING:
-    from Painter import Painter
+    from deepcolor.inference.predictor import Painter
 
 
 def load(path: str | Path = ".", device: str = "auto") -> "Painter":
@@ -50,7 +50,7 @@ def load(path: str | Path = ".", device: str = "auto") -> "Painter":
         utils.UserError: there is no such checkpoint, it is not one of a Colorizer, or there is no GPU.
     """
     # PyTorch takes two seconds to import: the first photographs are decoded meanwhile.
-    from Painter import Painter
+    from deepcolor.inference.predictor import Painter
 
     return Painter.load(Path(path), Utils.get_device(device))
 
@@ -99,7 +99,7 @@ def _photo(array: np.ndarray) -> Photo:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Commands.Parser("colorize.py", description="Colours photographs.", allow_abbrev=False)
+    parser = cli.Parser("colorize.py", description="Colours photographs.", allow_abbrev=False)
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
     add(
@@ -120,7 +120,7 @@ def colour_all(errands: Errands, options: argparse.Namespace) -> int:
     done = 0
     alone = len(errands.todo) == 1
     with Crew(errands.todo) as crew:
-        with Interrupts.ending():  # nothing is being written yet, and in imports an exception may get lost
+        with signals.ending():  # nothing is being written yet, and in imports an exception may get lost
             model = load(options.checkpoint, options.device)
         model.keep_to_one_thread()
         print(f"with {shown(model.description)}", flush=True)
@@ -157,8 +157,8 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     Utils.keep_memory()
-    return Commands.run("colorize.py", lambda: run(options), options.output or ".")
+    return cli.run("colorize.py", lambda: run(options), options.output or ".")
 
 
 if __name__ == "__main__":
-    Commands.leave(main())
+    cli.leave(main())

@@ -7,10 +7,10 @@ Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 inter
 138 by SIGUSR1.
 """
 
-import Interrupts
+from deepcolor.common import signals
 
 if __name__ == "__main__":
-    Interrupts.end_at_once()
+    signals.end_at_once()
 
 import argparse
 import sys
@@ -19,19 +19,18 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import BuiltinPhotos
-import Cluster
-import Commands
 import Constants
-import Report
-import Sharing
-import Study
-from Checkpoint import Output
-from Distributed import ALONE, World, among_ranks
-from LabData import LabData
-from Plan import Trajectory, plan
-from Progress import bar
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.data import sample_photos
+from deepcolor.data.dataset import LabData
+from deepcolor.reporting import results
+from deepcolor.reporting.progress import bar
+from deepcolor.sweep import feature_map_study, slurm
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training import data_parallel
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Trajectory, plan
+from deepcolor.training.distributed import ALONE, World, among_ranks
 from utils import Grid, UserError, Utils, parse_feature_maps
 
 
@@ -56,7 +55,7 @@ def jobs(text: str) -> int | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Commands.Parser("main.py", description="Trains the Regressor and the Colorizer.", allow_abbrev=False)
+    parser = cli.Parser("main.py", description="Trains the Regressor and the Colorizer.", allow_abbrev=False)
     many = {"nargs": "+"}
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, default=Path(Constants.IMAGES), help="photographs to learn from (data)")
@@ -91,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=jobs, metavar="N", help="trajectories trained at once (auto: what is fastest here)")
     add(
         "--part",
-        type=argument(Cluster.Part.parse),
+        type=argument(slurm.Part.parse),
         metavar="I/N",
         help="only the trajectories whose number in --plan is I modulo N",
     )
@@ -117,14 +116,14 @@ def make_plan(options: argparse.Namespace, precision: str) -> list[Trajectory]:
     axes |= {name: [flags[name]] for name in grid.names if name in flags and name not in axes}
     grid = grid.replaced({**axes, **({"seed": options.seeds} if options.seeds else {})})
     if options.study_feature_maps:
-        grid = Study.grid(grid, flags)
+        grid = feature_map_study.grid(grid, flags)
     return plan(grid, {**base, "precision": precision}, options.network, options.activation)
 
 
 def load_images(options: argparse.Namespace) -> LabData:
     """The images to train on; the built-in ones where data/ holds none. Says what it found and what it left out."""
     folder = options.images
-    if folder == Path(Constants.IMAGES) and (tiles := BuiltinPhotos.fill(folder)):
+    if folder == Path(Constants.IMAGES) and (tiles := sample_photos.fill(folder)):
         print(
             f"{folder}/ held no images: {tiles} tiles of scikit-image's photographs are there now (yours: --images DIR)"
         )
@@ -132,7 +131,7 @@ def load_images(options: argparse.Namespace) -> LabData:
     if data.cache_damage:
         print(f"the cache of decoded images was not used, {data.cache_damage}: decoded them again")
     for path, reason in sorted(data.left_out.items()):
-        print(f"left out {Commands.shown(path)}: {reason}", file=sys.stderr)
+        print(f"left out {cli.shown(path)}: {reason}", file=sys.stderr)
     left_out = f"; {len(data.left_out)} left out" if data.left_out else ""
     sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
     print(f"{sizes} from {folder}{left_out}")
@@ -143,8 +142,8 @@ def gather(
     options: argparse.Namespace, output: Output, trajectories: list[Trajectory], redraw: bool = False
 ) -> list[str]:
     """Puts what is finished into Plots/, and returns the lines to print. Raises UserError if nothing is."""
-    lines = Report.gather(output, redraw)
-    return [*lines, *Study.gather(output, trajectories)] if options.study_feature_maps else lines
+    lines = results.gather(output, redraw)
+    return [*lines, *feature_map_study.gather(output, trajectories)] if options.study_feature_maps else lines
 
 
 def run(options: argparse.Namespace, world: World) -> int:
@@ -156,7 +155,7 @@ def run(options: argparse.Namespace, world: World) -> int:
     numbered = dict(enumerate(trajectories))
     mine = options.part.of(numbered) if options.part else numbered
     if options.plan:
-        print("\n".join(Report.plan_lines(mine)))
+        print("\n".join(results.plan_lines(mine)))
         return 0
     output = Output(options.output)
     if options.report:
@@ -165,22 +164,22 @@ def run(options: argparse.Namespace, world: World) -> int:
     if not mine:
         print(f"part {options.part} holds none of the {len(numbered)} trajectories: nothing to do")
         return 0
-    Sharing.check_batch_size(min(trajectory.settings.batch_size for trajectory in mine.values()), world)
+    data_parallel.check_batch_size(min(trajectory.settings.batch_size for trajectory in mine.values()), world)
     world.of_first(output.prepare)
     with world.held_by_first(lambda: output.locked(mine.values() if options.part else None)):
         data = world.of_first(lambda: load_images(options))
-        print(f"part {options.part}: " * bool(options.part) + Report.plan_lines(mine)[-1])
+        print(f"part {options.part}: " * bool(options.part) + results.plan_lines(mine)[-1])
         if world.size > 1 and options.jobs not in (None, 1):
             print(f"--jobs {options.jobs}: one trajectory at a time, since all {world.size} ranks train it together")
         # A job that was requeued before it was done would otherwise begin anew each time.
-        restart = options.restart and not Cluster.requeued()
+        restart = options.restart and not slurm.requeued()
         sweep = Sweep(list(mine.values()), data, output, device, restart, options.tensorboard, trajectories, world)
         failures = sweep.run(options.jobs)
         for failure in failures:
             print(f"main.py: failed: {failure}", file=sys.stderr)
         if not world.first or (failures and world.size > 1):
             return 1 if failures else 0  # at once: another rank must not be left waiting
-        if options.part and (missing := Report.what_is_missing(output, trajectories, data.fingerprint)):
+        if options.part and (missing := results.what_is_missing(output, trajectories, data.fingerprint)):
             print(missing)
         elif len(failures) < len(mine):
             print("\n".join(gather(options, output, trajectories)))
@@ -190,12 +189,12 @@ def run(options: argparse.Namespace, world: World) -> int:
 def main(arguments: list[str] | None = None, world: World = ALONE) -> int:
     options = parser().parse_args(arguments)
     Utils.keep_memory()
-    stopped = partial(Cluster.end_stopped, first=world.first)
-    return Commands.run("main.py", lambda: run(options, world), options.output, stopped)
+    stopped = partial(slurm.end_stopped, first=world.first)
+    return cli.run("main.py", lambda: run(options, world), options.output, stopped)
 
 
 if __name__ == "__main__":
     code = among_ranks(lambda world: main(world=world))
     if code > 128:  # at once: a thread may still be busy with a large picture
-        Commands.leave(code)
+        cli.leave(code)
     sys.exit(code)

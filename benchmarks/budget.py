@@ -22,16 +22,16 @@ import common
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import Commands
 import Constants
-from Batches import loader
-from Checkpoint import Output
-from LabCache import RECORD_BYTES
-from LabData import LabData
-from Plan import Settings, Trajectory
-from Progress import Silent
-from Sweep import Sweep
-from Trainer import Trainer
+from deepcolor.common import cli
+from deepcolor.data.batches import loader
+from deepcolor.data.dataset import LabData
+from deepcolor.data.lab_cache import RECORD_BYTES
+from deepcolor.reporting.progress import Silent
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.trainer import Trainer
 from utils import Utils, format_seconds, format_value
 
 _LEAST_CALLS = 5
@@ -39,7 +39,7 @@ WIDTHS = (Constants.FEATURE_MAPS, Constants.NAMED_FEATURE_MAPS["deep"])
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("budget.py", description="A plan for many images on many GPUs.", allow_abbrev=False)
+    parser = cli.Parser("budget.py", description="A plan for many images on many GPUs.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to measure with (the built-in ones)")
     add("--images-count", metavar="N", type=common.at_least_one, default=1_000_000, help="to plan for (1000000)")

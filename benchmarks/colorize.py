@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-import Commands
 import Constants
-import Report
-from Checkpoint import Output
-from Painter import Painter
-from Photos import find_photos, open_image, read_file, read_photo
-from Plan import plan
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.data.image_io import find_photos, open_image, read_file, read_photo
+from deepcolor.inference.predictor import Painter
+from deepcolor.reporting.results import find_models
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import plan
 from utils import Grid, UserError, Utils, format_value
 
 _PROGRAM = Path(__file__).resolve().parent.parent / "colorize.py"
@@ -39,7 +39,7 @@ _SECONDS_BETWEEN_LOOKS = 0.01  # at the memory in use
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("colorize.py", description="Speed and memory of colorize.py.", allow_abbrev=False)
+    parser = cli.Parser("colorize.py", description="Speed and memory of colorize.py.", allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", type=Path, help="a colorizer's checkpoint (one trained for a moment)")
     add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of that one (3)")
@@ -88,7 +88,7 @@ def train(maps: int | tuple[int, ...], folder: Path) -> Path:
         output.prepare()
         if failures := Sweep(trajectories, images.data, output, torch.device("cpu")).run():
             raise UserError("; ".join(failures))
-    models, _ = Report.find_models(output)
+    models, _ = find_models(output)
     return folder / models[0]["metrics"]["checkpoint"]
 
 

@@ -19,12 +19,12 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the scripts run without an installation
 
-import BuiltinPhotos
-import Checkpoint
-from Checkpoint import Output
-from LabCache import LabCache
-from LabData import LabData, split
-from Photos import find_photos
+from deepcolor.data import sample_photos
+from deepcolor.data.dataset import LabData, split
+from deepcolor.data.image_io import find_photos
+from deepcolor.data.lab_cache import LabCache
+from deepcolor.training import checkpoint
+from deepcolor.training.checkpoint import Output
 from utils import UserError, parse_feature_maps
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
@@ -86,7 +86,7 @@ def prepared(images: Path | None) -> Iterator[Prepared]:
     with tempfile.TemporaryDirectory(prefix="colorization-") as temporary:
         folder = images or Path(temporary) / "data"
         if images is None:
-            BuiltinPhotos.fill(folder)
+            sample_photos.fill(folder)
         output = Output(Path(temporary) / "output")
         output.prepare()
         began = time.monotonic()
@@ -162,7 +162,7 @@ def peak_memory(device: torch.device, with_children: bool = False) -> list[dict[
 
 
 def versions() -> dict[str, str]:
-    return {**Checkpoint.versions(), "torchvision": str(torchvision.__version__), "pillow": PIL.__version__}
+    return {**checkpoint.versions(), "torchvision": str(torchvision.__version__), "pillow": PIL.__version__}
 
 
 def machine(device: torch.device) -> dict[str, object]:

@@ -11,12 +11,12 @@ from multiprocessing.connection import wait
 import common
 import torch
 
-from Batches import Draw, TrainingBatches, loader
-from Checkpoint import Output
-from Plan import Trajectory
-from Sweep import Sweep
-from Trainer import Progress, Trainer
-from Workers import Worker
+from deepcolor.data.batches import Draw, TrainingBatches, loader
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.sweep.workers import Worker
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Trajectory
+from deepcolor.training.trainer import Progress, Trainer
 
 _PREFETCHED = 32  # batches held to measure the step alone
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices whose product gives the peak

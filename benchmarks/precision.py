@@ -14,18 +14,18 @@ from pathlib import Path
 import common
 from common import spread
 
-import Commands
 import Constants
-import Report
-from Plan import plan
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.reporting.results import find_models
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.config import plan
 from utils import Grid, UserError, Utils, format_value
 
 PRECISIONS = ("fp32", "bf16")
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("precision.py", description="bf16 against float32.", allow_abbrev=False)
+    parser = cli.Parser("precision.py", description="bf16 against float32.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=100, help="epochs of each training (100)")
@@ -46,7 +46,7 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
     base = {"feature_maps": options.feature_maps}
     trajectories = plan(Grid(axes), base, [options.network], Constants.ACTIVATIONS[:1])
     failures = Sweep(trajectories, images.data, images.output, device).run()
-    models, _ = Report.find_models(images.output)
+    models, _ = find_models(images.output)
     found: dict[str, dict[int, dict]] = {precision: {} for precision in PRECISIONS}
     for model in models:
         if model["metrics"]["status"] == "done":

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import common
 
-import Commands
 import Constants
-from Checkpoint import Output
-from Distributed import World
-from Plan import Settings, Trajectory
-from Progress import Silent
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.reporting.progress import Silent
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.distributed import World
 from utils import UserError, Utils, format_value
 
 _SECONDS = 4  # least length of a measurement
@@ -45,7 +45,7 @@ def epoch_seconds(ranks: int, feature_maps: object, batch_size: int, images: com
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("ranks.py", description="A rank that scaling.py measures.", allow_abbrev=False)
+    parser = cli.Parser("ranks.py", description="A rank that scaling.py measures.", allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="what to measure with")
     parser.add_argument("--feature-maps", type=common.feature_maps, default=Constants.FEATURE_MAPS)
     parser.add_argument("--batch-size", type=common.at_least_one, default=Constants.BATCH_SIZE)

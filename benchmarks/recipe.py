@@ -13,12 +13,12 @@ from unittest.mock import patch
 import common
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import Checkpoint
-import Commands
 import Constants
 from ColorizerManager import ColorizerManager
-from Plan import Trajectory, plan
-from Sweep import MANAGERS, Sweep
+from deepcolor.common import cli
+from deepcolor.sweep.sweep import MANAGERS, Sweep
+from deepcolor.training.checkpoint import load_model
+from deepcolor.training.config import Trajectory, plan
 from utils import Grid, UserError, Utils
 
 # What is changed in the recipe; the first is what the report does.
@@ -63,7 +63,7 @@ class Averaged(ColorizerManager):
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("recipe.py", description="The parts of --recipe best.", allow_abbrev=False)
+    parser = cli.Parser("recipe.py", description="The parts of --recipe best.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training (60)")
@@ -101,7 +101,7 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
             with patch.dict(MANAGERS, colorizer=manager):
                 if failures := Sweep([each], images.data, images.output, device, restart=True).run(1):
                     raise UserError("; ".join(failures))
-            metrics.append(Checkpoint.load_model(images.output.checkpoint(each, options.epochs))["metrics"])
+            metrics.append(load_model(images.output.checkpoint(each, options.epochs))["metrics"])
         found[name] = {
             "test_mse": common.spread([m.get("test_mse", float("nan")) for m in metrics]),
             "seconds": common.spread([m["seconds"] for m in metrics]),

@@ -14,16 +14,16 @@ from pathlib import Path
 import common
 import torch
 
-import Commands
 import Constants
-from Plan import plan
-from Progress import Silent
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.reporting.progress import Silent
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.config import plan
 from utils import Grid, Utils, format_value
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("saving.py", description="What saving costs.", allow_abbrev=False)
+    parser = cli.Parser("saving.py", description="What saving costs.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--repeats", metavar="N", type=common.at_least_one, default=15, help="measurements of each figure (15)")

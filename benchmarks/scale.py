@@ -30,15 +30,15 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-import Commands
 import Constants
-from Batches import loader
-from Checkpoint import Output
-from LabCache import RECORD_BYTES
-from LabData import LabData
-from Plan import Settings, Trajectory
-from Progress import Silent
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.data.batches import loader
+from deepcolor.data.dataset import LabData
+from deepcolor.data.lab_cache import RECORD_BYTES
+from deepcolor.reporting.progress import Silent
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Settings, Trajectory
 from utils import UserError, Utils
 
 _SIDE = 64  # pixels of a made photograph
@@ -48,7 +48,7 @@ _SECONDS_BETWEEN_LOOKS = 0.02  # at the memory in use
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("scale.py", description="Memory and time per image, few and many.", allow_abbrev=False)
+    parser = cli.Parser("scale.py", description="Memory and time per image, few and many.", allow_abbrev=False)
     add = parser.add_argument
     many = {"nargs": "+", "type": common.at_least_one, "metavar": "N"}
     add("--images-count", **many, default=[1000, 100_000], help="numbers of images to compare (1000 100000)")

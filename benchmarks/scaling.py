@@ -22,7 +22,7 @@ import common
 import torch
 from ranks import epoch_seconds
 
-import Commands
+from deepcolor.common import cli
 from utils import UserError, format_value
 
 PARTS = (1, 2)
@@ -34,7 +34,7 @@ MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("scaling.py", description="Parts of a sweep, ranks of a trajectory.", allow_abbrev=False)
+    parser = cli.Parser("scaling.py", description="Parts of a sweep, ranks of a trajectory.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of the networks (3)")

@@ -21,10 +21,10 @@ from common import spread
 from package import Package
 from plain import Plain
 
-import Commands
 import Constants
-from Plan import Trajectory, plan
-from Sweep import Sweep
+from deepcolor.common import cli
+from deepcolor.sweep.sweep import Sweep
+from deepcolor.training.config import Trajectory, plan
 from utils import Utils, format_seconds, format_value
 
 WIDTHS = (Constants.FEATURE_MAPS, Constants.NAMED_FEATURE_MAPS["deep"])
@@ -34,7 +34,7 @@ _BUSY = 0.2  # load average per core from which on others are noticed
 
 
 def arguments() -> argparse.Namespace:
-    parser = Commands.Parser("throughput.py", description="The package against the plain way.", allow_abbrev=False)
+    parser = cli.Parser("throughput.py", description="The package against the plain way.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")

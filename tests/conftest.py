@@ -14,7 +14,7 @@ from PIL import Image
 
 import colorize
 import main
-from LabData import LabData
+from deepcolor.data.dataset import LabData
 
 torch.set_num_threads(1)  # as the program does for networks of so few maps: sums depend on it in the last bit
 

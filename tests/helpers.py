@@ -5,24 +5,26 @@ import ctypes
 import hashlib
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor
 
-from Checkpoint import Output
 from ColorizerManager import ColorizerManager
-from LabData import LabData, LabImages
-from Plan import Settings, Trajectory
+from deepcolor.data.dataset import LabData, LabImages
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
-from Trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128
+ORIENTATION = 0x0112  # the tag of EXIF
 TASKS = [("regressor", ""), ("colorizer", "sigmoid"), ("colorizer", "tanh")]
 TASK_NAMES = ["regressor", "colorizer_sigmoid", "colorizer_tanh"]  # the folders of their checkpoints
 SUBSETS = ("train", "val", "test")
@@ -98,6 +100,17 @@ def as_the_camera_lay(upright: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(stored[orientation])
 
 
+def swapped_profile() -> bytes:
+    """sRGB's profile with the primaries of red and blue exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    names = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}
+    for tag in range(struct.unpack(">I", profile[128:132])[0]):
+        place = 132 + 12 * tag
+        name = bytes(profile[place : place + 4])
+        profile[place : place + 4] = names.get(name, name)
+    return bytes(profile)
+
+
 class Silent:
     """A progress that shows nothing, keeps what is said, and may ask for a stop after some epochs."""
 
@@ -139,10 +152,10 @@ def manager(
 def train(task: tuple[str, str], data: LabData, output: Path, *snapshots: int, **options: object) -> list[dict]:
     """Trains one trajectory, and returns the models that it wrote."""
     manager(task, data, output, snapshots, **options).train()
-    return [checkpoint(output, task, epoch) for epoch in snapshots]
+    return [read_checkpoint(output, task, epoch) for epoch in snapshots]
 
 
-def checkpoint(output: Path, task: tuple[str, str], epoch: int) -> dict:
+def read_checkpoint(output: Path, task: tuple[str, str], epoch: int) -> dict:
     """The only model of so many epochs that lies below an output folder."""
     (path,) = (output / "checkpoints" / "_".join(filter(None, task))).glob(f"epoch_{epoch}_*.pt")
     return torch.load(path, weights_only=True)

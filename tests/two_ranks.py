@@ -12,13 +12,13 @@ from helpers import MANAGERS, SUBSETS, TASKS, Silent
 from torch import Tensor, nn
 
 import Constants
-from Batches import Draw
-from Checkpoint import Output
-from Distributed import World
-from Interrupts import Interrupted
-from LabData import LabData, LabImages
-from Plan import Settings, Trajectory
-from Trainer import Trainer
+from deepcolor.common.signals import Interrupted
+from deepcolor.data.batches import Draw
+from deepcolor.data.dataset import LabData, LabImages
+from deepcolor.training.checkpoint import Output
+from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.distributed import World
+from deepcolor.training.trainer import Trainer
 
 BATCHES = (8, 7)  # shared out evenly and unevenly
 STOP_AT = 1.5  # epochs, at which rank 1 alone is asked to stop
