@@ -1,4 +1,4 @@
-"""The network that predicts the colour of every pixel from the lightness of the image."""
+"""The network that predicts the color of every pixel from the lightness of the image."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 import Constants
-from deepcolor.training.layers import Enlarging
+from deepcolor.training.layers import UpConv
 from Regressor import Regressor, layer_widths
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -34,7 +34,7 @@ class Colorizer(nn.Module):
         widths = layer_widths(feature_maps)[::-1]
         self.up = nn.Sequential(
             *(up_block(*pair) for pair in pairwise(widths)),
-            Enlarging(widths[-1], 2),
+            UpConv(widths[-1], 2),
             ACTIVATIONS[activation](),
         )
 
@@ -46,7 +46,7 @@ def up_block(inputs: int, outputs: int) -> nn.Sequential:
     """Doubles height and width: (B,inputs,H,W) -> (B,outputs,2H,2W)."""
     return nn.Sequential(
         # The norm's own shift makes a bias of the convolution superfluous.
-        Enlarging(inputs, outputs, bias=False),
+        UpConv(inputs, outputs, bias=False),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(inplace=True),
     )

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 import Constants
 from Colorizer import Colorizer
-from deepcolor.data.dataset import LabImages
-from deepcolor.reporting.metrics import chroma, colour_use, mean_scores, scores
-from deepcolor.reporting.plots import Triplet, to_grey, to_srgb, triplet_picture, write_png
-from deepcolor.training.distributed import ALONE
+from deepcolor.data.dataset import LabDataset
+from deepcolor.reporting.metrics import chroma, color_use, mean_scores, scores
+from deepcolor.reporting.plots import Triplet, to_gray, to_srgb, triplet_picture, write_png
+from deepcolor.training.distributed import SINGLE_PROCESS
 from deepcolor.training.trainer import Trainer
 
 
@@ -17,44 +17,44 @@ class ColorizerManager(Trainer):
     """Learns the a and b of every pixel from the L channel."""
 
     @property
-    def target(self) -> tuple[float, float]:
-        return Constants.TARGETS[self.trajectory.activation]
+    def output_scale(self) -> tuple[float, float]:
+        return Constants.OUTPUT_SCALES[self.training_run.activation]
 
     def build(self) -> nn.Module:
-        return Colorizer(self.settings.feature_maps, self.trajectory.activation)
+        return Colorizer(self.config.feature_maps, self.training_run.activation)
 
-    def truth(self, ab: Tensor) -> Tensor:
+    def target(self, ab: Tensor) -> Tensor:
         return ab
 
-    def second_moment(self, images: LabImages) -> Tensor:
+    def second_moment(self, images: LabDataset) -> Tensor:
         return torch.from_numpy(images.statistics[:, 2:]).mean(dim=0)
 
     def test(self, run: str, test_mse: float) -> dict[str, object]:
-        """Colours the test images: how close, how colourful; grey and coloured pictures, triplets."""
+        """Colors the test images: how close, how colorful; gray and colored pictures, triplets."""
         images = self.data.test
         collected: list[dict[str, float]] = []
-        colours: list[dict[str, float]] = []
+        colors: list[dict[str, float]] = []
         triplets: list[Triplet] = []
-        for lightness, ab, predicted in self.predictions(images, ALONE):
+        for lightness, ab, predicted in self.predictions(images, SINGLE_PROCESS):
             for light, true, guess in zip(*(t.cpu().double().numpy() for t in (lightness * 100, ab, predicted))):
                 name = images.names[len(collected)]
-                grey = to_grey(light[0])
-                original, coloured = (to_srgb(np.concatenate([light, colour])) for colour in (true, guess))
-                collected.append(scores(original, coloured))
-                colours.append(chroma(true, guess))
+                gray = to_gray(light[0])
+                original, colored = (to_srgb(np.concatenate([light, color])) for color in (true, guess))
+                collected.append(scores(original, colored))
+                colors.append(chroma(true, guess))
                 if len(triplets) < Constants.TRIPLETS:
-                    triplets.append(Triplet(grey, original, coloured))
+                    triplets.append(Triplet(gray, original, colored))
                 if len(collected) <= Constants.MAX_PICTURES:
-                    write_png(self.output.pictures(self.trajectory.activation, "gray", run) / f"{name}.png", grey)
-                    write_png(self.output.pictures(self.trajectory.activation, "color", run) / f"{name}.png", coloured)
+                    write_png(self.output.pictures(self.training_run.activation, "gray", run) / f"{name}.png", gray)
+                    write_png(self.output.pictures(self.training_run.activation, "color", run) / f"{name}.png", colored)
         self._remove_others(run, set(images.names[: Constants.MAX_PICTURES]))
-        title = f"Colorizer, {self.trajectory.activation}: {run}\ntest mse {test_mse:.6f}"
+        title = f"Colorizer, {self.training_run.activation}: {run}\ntest mse {test_mse:.6f}"
         triplet_picture(self.plot(run, "triplets.png"), triplets, title)
-        return {**mean_scores(collected), **colour_use(mean_scores(colours))}
+        return {**mean_scores(collected), **color_use(mean_scores(colors))}
 
     def _remove_others(self, run: str, names: set[str]) -> None:
         """Removes pictures that an earlier run wrote of images which are no longer tested."""
         for kind in ("gray", "color"):
-            for path in self.output.pictures(self.trajectory.activation, kind, run).glob("*.png"):
+            for path in self.output.pictures(self.training_run.activation, kind, run).glob("*.png"):
                 if path.stem not in names:
                     path.unlink()

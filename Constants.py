@@ -10,7 +10,7 @@ NETWORKS = ["regressor", "colorizer"]
 ACTIVATIONS = ["sigmoid", "tanh"]  # the last layer of the Colorizer
 
 # What the network's output y means: ab = y * scale - offset, so that the target is (ab + offset) / scale.
-TARGETS = {"sigmoid": (128, 255), "tanh": (0, 128)}
+OUTPUT_SCALES = {"sigmoid": (128, 255), "tanh": (0, 128)}
 MSE_UNIT = 255  # every reported mse is in units of (ab + 128) / 255, whatever the activation
 
 # --- The networks ----------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ MAX_FEATURE_MAPS = 4096  # wider than this is a typing error, not a network
 
 # --- Training --------------------------------------------------------------------------------------
 BATCH_SIZE = 16
-COPIES = 1  # passes over the training images per epoch; the report's authors used 10
+AUGMENT_REPEATS = 1  # passes over the training images per epoch; the report's authors used 10
 SEED = 0
 SCHEDULE = "constant"  # of the learning rate; "cosine" looks at the total number of epochs
 WARMUP_STEPS = 0  # linear, before the schedule proper
@@ -46,7 +46,7 @@ RECIPES = {
 # --- The study of the feature maps (section 9 of the report) ---------------------------------------
 STUDY_FEATURE_MAPS = [3, 4, 5, 6, 7, 8, 9]
 STUDY_SEEDS = [0, 1, 2]
-REPORTED_OPTIMUM = (3, 0.000263)  # the report's number of maps, and its mse
+REPORTED_BEST = (3, 0.000263)  # the report's number of maps, and its mse
 
 # --- Evaluation ------------------------------------------------------------------------------------
 # Fixed, and not the training batch size, so that no figure can depend on --batch-size.
@@ -72,7 +72,7 @@ MAX_PICTURES = 500  # test images written as PNG for each run
 DPI = 150
 
 # --- Survival --------------------------------------------------------------------------------------
-SAVE_SECONDS = 60  # a trajectory saves itself at least this often, beside at every snapshot
+SAVE_SECONDS = 60  # a training run saves itself at least this often, beside at every snapshot
 
 # --- Several ranks -------------------------------------------------------------------------------
 AGREE_STEPS = 8  # between two questions to all ranks whether one was asked to stop, or a save is due

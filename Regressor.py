@@ -1,4 +1,4 @@
-"""The network that predicts the mean colour of an image from its lightness, and extracts features from it."""
+"""The network that predicts the mean color of an image from its lightness, and extracts features from it."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 import Constants
-from deepcolor.training.layers import Halving
+from deepcolor.training.layers import DownConv
 
 
 def layer_widths(feature_maps: int | Sequence[int]) -> tuple[int, ...]:
@@ -35,8 +35,8 @@ class Regressor(nn.Module):
         self.down = nn.Sequential(*(down_block(*pair) for pair in pairwise((1, *widths))))
         bottleneck = Constants.IMAGE_SIZE >> Constants.LAYERS
         self.head = nn.Linear(widths[-1] * bottleneck**2, 2)
-        # It begins as the prediction of grey; a random head would first have to unlearn its noise.
-        offset, scale = Constants.TARGETS["sigmoid"]
+        # It begins as the prediction of gray; a random head would first have to unlearn its noise.
+        offset, scale = Constants.OUTPUT_SCALES["sigmoid"]
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, offset / scale)
 
@@ -52,7 +52,7 @@ def down_block(inputs: int, outputs: int) -> nn.Sequential:
     """Halves height and width: (B,inputs,H,W) -> (B,outputs,H/2,W/2)."""
     return nn.Sequential(
         # The norm's own shift makes a bias of the convolution superfluous.
-        Halving(inputs, outputs),
+        DownConv(inputs, outputs),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(inplace=True),
     )

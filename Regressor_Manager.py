@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import Constants
-from deepcolor.data.dataset import LabData, LabImages
-from deepcolor.training.config import Trajectory
-from deepcolor.training.distributed import ALONE
+from deepcolor.data.dataset import LabDataModule, LabDataset
+from deepcolor.training.config import TrainingRun
+from deepcolor.training.distributed import SINGLE_PROCESS
 from deepcolor.training.trainer import Trainer
 from Regressor import Regressor
 from utils import write_atomically
@@ -17,25 +17,25 @@ from utils import write_atomically
 class RegressorManager(Trainer):
     """Learns the mean a and the mean b of an image from its L channel."""
 
-    target = Constants.TARGETS["sigmoid"]
+    output_scale = Constants.OUTPUT_SCALES["sigmoid"]
 
-    def __init__(self, trajectory: Trajectory, data: LabData, *others, **options) -> None:
-        super().__init__(trajectory, data.with_means(), *others, **options)
+    def __init__(self, training_run: TrainingRun, data: LabDataModule, *others, **options) -> None:
+        super().__init__(training_run, data.with_mean_ab(), *others, **options)
 
     def build(self) -> nn.Module:
-        return Regressor(self.settings.feature_maps)
+        return Regressor(self.config.feature_maps)
 
-    def truth(self, ab: Tensor) -> Tensor:
+    def target(self, ab: Tensor) -> Tensor:
         """(B,2,1,1) -> (B,2): the images give the mean over the pixels."""
         return ab.flatten(1)
 
-    def second_moment(self, images: LabImages) -> Tensor:
+    def second_moment(self, images: LabDataset) -> Tensor:
         return torch.from_numpy(images.statistics[:, :2] ** 2).mean(dim=0)
 
     def test(self, run: str, test_mse: float) -> dict[str, object]:
         """Keeps the two numbers of each test image, predicted and true, in Lab units."""
         images = self.data.test
-        predicted = [means for *_, means in self.predictions(images, ALONE)]
+        predicted = [means for *_, means in self.predictions(images, SINGLE_PROCESS)]
         means = [
             [name, *guess, *truth]
             for name, guess, truth in zip(

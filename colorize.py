@@ -1,11 +1,11 @@
-"""Colours a person's own photographs with a trained Colorizer.
+"""Colors a person's own photographs with a trained Colorizer.
 
     python3 colorize.py grandma.jpg                # writes grandma_color.png beside it
-    python3 colorize.py album --output coloured    # all photographs of a folder
+    python3 colorize.py album --output colored    # all photographs of a folder
     python3 colorize.py --help                     # all flags
 
     from colorize import colorize, load
-    coloured = colorize(load(), photograph)        # arrays in, arrays out
+    colored = colorize(load(), photograph)        # arrays in, arrays out
 
 Exit codes: 0 done; 1 something failed; 2 nothing could be done; 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
@@ -13,7 +13,7 @@ Exit codes: 0 done; 1 something failed; 2 nothing could be done; 130 interrupted
 from deepcolor.common import signals
 
 if __name__ == "__main__":
-    signals.end_at_once()
+    signals.exit_on_signal()
 
 import argparse
 import sys
@@ -26,19 +26,19 @@ from PIL import Image
 
 import Constants
 from deepcolor.common import cli
-from deepcolor.common.cli import shown
+from deepcolor.common.cli import printable
 from deepcolor.data.image_io import Photo
-from deepcolor.inference.full_resolution import Joined, view
-from deepcolor.inference.pipeline import Crew
-from deepcolor.inference.tasks import Errands, find_errands
+from deepcolor.inference.full_resolution import FullResolution, model_input
+from deepcolor.inference.pipeline import InferencePool
+from deepcolor.inference.tasks import TaskList, find_tasks
 from deepcolor.reporting.progress import bar
 from utils import UserError, Utils, check_writable
 
 if TYPE_CHECKING:
-    from deepcolor.inference.predictor import Painter
+    from deepcolor.inference.predictor import Predictor
 
 
-def load(path: str | Path = ".", device: str = "auto") -> "Painter":
+def load(path: str | Path = ".", device: str = "auto") -> "Predictor":
     """A trained Colorizer for `colorize`.
 
     Args:
@@ -50,18 +50,18 @@ def load(path: str | Path = ".", device: str = "auto") -> "Painter":
         utils.UserError: there is no such checkpoint, it is not one of a Colorizer, or there is no GPU.
     """
     # PyTorch takes two seconds to import: the first photographs are decoded meanwhile.
-    from deepcolor.inference.predictor import Painter
+    from deepcolor.inference.predictor import Predictor
 
-    return Painter.load(Path(path), Utils.get_device(device))
+    return Predictor.load(Path(path), Utils.get_device(device))
 
 
-def colorize(model: "Painter", photos: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Colours one photograph, or several of any sizes at once.
+def colorize(model: "Predictor", photos: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """Colors one photograph, or several of any sizes at once.
 
     Args:
         model: what `load` returned.
-        photos: one array, or a sequence of arrays: (H,W) grey, uint8 or uint16, (H,W,3) sRGB uint8, or (H,W,4)
-            with alpha. Of a photograph in colour its lightness L* alone counts.
+        photos: one array, or a sequence of arrays: (H,W) gray, uint8 or uint16, (H,W,3) sRGB uint8, or (H,W,4)
+            with alpha. Of a photograph in color its lightness L* alone counts.
 
     Returns:
         (H,W,3) uint8 sRGB, or (H,W,4) with the alpha that was given; for a sequence, a list of these. L* is that
@@ -75,21 +75,21 @@ def colorize(model: "Painter", photos: np.ndarray | Sequence[np.ndarray]) -> np.
     read = [_photo(array) for array in photos]
     if not read:
         return []
-    views = [view(photo, Constants.IMAGE_SIZE) for photo in read]
-    colours = model.predict(np.stack([seen.lightness for seen in views])[:, None])
-    return [Joined(*each).whole() for each in zip(read, views, colours)]
+    views = [model_input(photo, Constants.IMAGE_SIZE) for photo in read]
+    colors = model.predict(np.stack([seen.lightness for seen in views])[:, None])
+    return [FullResolution(*each).whole() for each in zip(read, views, colors)]
 
 
 def _photo(array: np.ndarray) -> Photo:
     """An array of one photograph -> a Photo. Raises ValueError."""
-    grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
-    colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
-    if not (grey or colour) or 0 in array.shape:
+    gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+    color = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if not (gray or color) or 0 in array.shape:
         raise ValueError(
             "a photograph is (H,W) uint8 or uint16, or (H,W,3) or (H,W,4) uint8, and not empty; "
             f"not {array.shape} {array.dtype}"
         )
-    if grey:
+    if gray:
         return Photo(Image.fromarray(np.ascontiguousarray(array)), None)
     alpha = Image.fromarray(np.ascontiguousarray(array[..., 3])) if array.shape[2] == 4 else None
     return Photo(Image.fromarray(np.ascontiguousarray(array[..., :3])), alpha)
@@ -99,7 +99,7 @@ def _photo(array: np.ndarray) -> Photo:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("colorize.py", description="Colours photographs.", allow_abbrev=False)
+    parser = cli.Parser("colorize.py", description="Colors photographs.", allow_abbrev=False)
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
     add(
@@ -109,25 +109,25 @@ def parser() -> argparse.ArgumentParser:
         default=Path("."),
         help="the colorizer to use, or the folder of a sweep, whose best one is taken (.)",
     )
-    add("--output", metavar="DIR", type=Path, help="where the coloured pictures go (beside the photographs)")
+    add("--output", metavar="DIR", type=Path, help="where the colored pictures go (beside the photographs)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
-    add("--overwrite", action="store_true", help="make coloured pictures anew that exist already")
+    add("--overwrite", action="store_true", help="make colored pictures anew that exist already")
     return parser
 
 
-def colour_all(errands: Errands, options: argparse.Namespace) -> int:
-    """Colours what is to be coloured, says what cannot be, and returns how much was. Raises UserError."""
+def colorize_all(tasks: TaskList, options: argparse.Namespace) -> int:
+    """Colors what is to be colored, says what cannot be, and returns how much was. Raises UserError."""
     done = 0
-    alone = len(errands.todo) == 1
-    with Crew(errands.todo) as crew:
+    alone = len(tasks.todo) == 1
+    with InferencePool(tasks.todo) as pool:
         with signals.ending():  # nothing is being written yet, and in imports an exception may get lost
             model = load(options.checkpoint, options.device)
         model.keep_to_one_thread()
-        print(f"with {shown(model.description)}", flush=True)
-        with bar(total=len(errands.todo), desc="colouring", unit=" photos", disable=alone) as progress:
-            for errand, failure in crew.serve(model.predict):
+        print(f"with {printable(model.description)}", flush=True)
+        with bar(total=len(tasks.todo), desc="coloring", unit=" photos", disable=alone) as progress:
+            for task, failure in pool.serve(model.predict):
                 if failure:
-                    progress.write(f"colorize.py: cannot colour {shown(errand.source)}: {failure}", sys.stderr)
+                    progress.write(f"colorize.py: cannot color {printable(task.source)}: {failure}", sys.stderr)
                 done += not failure
                 progress.update()
     return done
@@ -137,21 +137,21 @@ def run(options: argparse.Namespace) -> int:
     """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
     if options.output:
         check_writable(options.output, options.output)
-    errands = find_errands(options.photos, options.output, options.overwrite)
-    for problem in errands.problems:
+    tasks = find_tasks(options.photos, options.output, options.overwrite)
+    for problem in tasks.problems:
         print(f"colorize.py: {problem}", file=sys.stderr)
-    for path in errands.kept:
-        print(f"colorize.py: {shown(path)} exists and is kept: --overwrite makes it anew", file=sys.stderr)
-    if not (errands.todo or errands.kept or errands.problems):
-        raise UserError(f"nothing to colour: {shown(errands.own[0])} is a picture that this program made")
-    done = colour_all(errands, options) if errands.todo else 0
+    for path in tasks.kept:
+        print(f"colorize.py: {printable(path)} exists and is kept: --overwrite makes it anew", file=sys.stderr)
+    if not (tasks.todo or tasks.kept or tasks.problems):
+        raise UserError(f"nothing to color: {printable(tasks.own[0])} is a picture that this program made")
+    done = colorize_all(tasks, options) if tasks.todo else 0
     if done:
-        where = f"below {shown(options.output)}" if options.output else "beside the photographs"
-        where = shown(errands.todo[0].target) if len(errands.todo) == 1 else where
-        print(f"coloured {done} of {len(errands.todo)}: {where}")
-    if not (done or errands.kept):
+        where = f"below {printable(options.output)}" if options.output else "beside the photographs"
+        where = printable(tasks.todo[0].target) if len(tasks.todo) == 1 else where
+        print(f"colored {done} of {len(tasks.todo)}: {where}")
+    if not (done or tasks.kept):
         return 2
-    return 0 if done == len(errands.todo) and not errands.problems else 1
+    return 0 if done == len(tasks.todo) and not tasks.problems else 1
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Learns to colour grey photographs: trains both networks for every combination of the hyperparameters.
+"""Learns to color gray photographs: trains both networks for every combination of the hyperparameters.
 
     python3 main.py            # everything, on the built-in photographs or those in data/
     python3 main.py --help     # all flags
@@ -10,7 +10,7 @@ Exit codes: 0 done; 1 something failed; 2 wrong use or unusable input; 130 inter
 from deepcolor.common import signals
 
 if __name__ == "__main__":
-    signals.end_at_once()
+    signals.exit_on_signal()
 
 import argparse
 import sys
@@ -22,15 +22,15 @@ from pathlib import Path
 import Constants
 from deepcolor.common import cli
 from deepcolor.data import sample_photos
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting import results
 from deepcolor.reporting.progress import bar
 from deepcolor.sweep import feature_map_study, slurm
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.training import data_parallel
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Trajectory, plan
-from deepcolor.training.distributed import ALONE, World, among_ranks
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainingRun, expand_grid
+from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext, launch
 from utils import Grid, UserError, Utils, parse_feature_maps
 
 
@@ -77,24 +77,28 @@ def parser() -> argparse.ArgumentParser:
         metavar="MAPS",
         help="3, or six numbers with commas, or deep",
     )
-    add(
-        "--recipe", choices=Constants.RECIPES, default="report", help="report: as in the report; best: the best colours"
-    )
+    add("--recipe", choices=Constants.RECIPES, default="report", help="report: as in the report; best: the best colors")
     add("--batch-size", type=int, metavar="N", help=f"images per step ({Constants.BATCH_SIZE})")
-    add("--copies", type=int, metavar="N", help=f"passes over the images per epoch ({Constants.COPIES})")
+    add(
+        "--copies",
+        dest="augment_repeats",
+        type=int,
+        metavar="N",
+        help=f"passes over the images per epoch ({Constants.AUGMENT_REPEATS})",
+    )
     seed = parser.add_mutually_exclusive_group().add_argument
     seed("--seed", type=int, metavar="N", help=f"of all randomness ({Constants.SEED})")
     seed("--seeds", **many, type=int, metavar="N", help="train every combination with each of these seeds")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training step")
-    add("--jobs", type=jobs, metavar="N", help="trajectories trained at once (auto: what is fastest here)")
+    add("--jobs", type=jobs, metavar="N", help="training runs trained at once (auto: what is fastest here)")
     add(
         "--part",
         type=argument(slurm.Part.parse),
         metavar="I/N",
-        help="only the trajectories whose number in --plan is I modulo N",
+        help="only the training runs whose number in --plan is I modulo N",
     )
-    add("--plan", action="store_true", help="print the combinations, trajectories and epochs, and exit")
+    add("--plan", action="store_true", help="print the combinations, training runs and epochs, and exit")
     add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")
     add("--study-feature-maps", action="store_true", help="compare 3, 4, ... 9 feature maps (section 9 of the report)")
     add("--tensorboard", action="store_true", help="write logs for TensorBoard, below Plots/tensorboard")
@@ -102,11 +106,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_plan(options: argparse.Namespace, precision: str) -> list[Trajectory]:
+def make_plan(options: argparse.Namespace, precision: str) -> list[TrainingRun]:
     """The plan that the flags ask for: a flag outdoes the recipe, the recipe outdoes Utils.get_hyperparameters()."""
     flags = {
         name: getattr(options, name)
-        for name in ("lr", "epoch", "weight_decay", "feature_maps", "batch_size", "copies", "seed")
+        for name in ("lr", "epoch", "weight_decay", "feature_maps", "batch_size", "augment_repeats", "seed")
         if getattr(options, name) is not None
     }
     grid: Grid = Utils.get_hyperparameters()
@@ -117,21 +121,23 @@ def make_plan(options: argparse.Namespace, precision: str) -> list[Trajectory]:
     grid = grid.replaced({**axes, **({"seed": options.seeds} if options.seeds else {})})
     if options.study_feature_maps:
         grid = feature_map_study.grid(grid, flags)
-    return plan(grid, {**base, "precision": precision}, options.network, options.activation)
+    return expand_grid(grid, {**base, "precision": precision}, options.network, options.activation)
 
 
-def load_images(options: argparse.Namespace) -> LabData:
+def load_images(options: argparse.Namespace) -> LabDataModule:
     """The images to train on; the built-in ones where data/ holds none. Says what it found and what it left out."""
     folder = options.images
     if folder == Path(Constants.IMAGES) and (tiles := sample_photos.fill(folder)):
         print(
             f"{folder}/ held no images: {tiles} tiles of scikit-image's photographs are there now (yours: --images DIR)"
         )
-    data = LabData.load(folder, options.output, lambda work, total: bar(work, total, desc="decoding", unit=" images"))
+    data = LabDataModule.load(
+        folder, options.output, lambda work, total: bar(work, total, desc="decoding", unit=" images")
+    )
     if data.cache_damage:
         print(f"the cache of decoded images was not used, {data.cache_damage}: decoded them again")
     for path, reason in sorted(data.left_out.items()):
-        print(f"left out {cli.shown(path)}: {reason}", file=sys.stderr)
+        print(f"left out {cli.printable(path)}: {reason}", file=sys.stderr)
     left_out = f"; {len(data.left_out)} left out" if data.left_out else ""
     sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
     print(f"{sizes} from {folder}{left_out}")
@@ -139,62 +145,64 @@ def load_images(options: argparse.Namespace) -> LabData:
 
 
 def gather(
-    options: argparse.Namespace, output: Output, trajectories: list[Trajectory], redraw: bool = False
+    options: argparse.Namespace, output: RunPaths, training_runs: list[TrainingRun], redraw: bool = False
 ) -> list[str]:
     """Puts what is finished into Plots/, and returns the lines to print. Raises UserError if nothing is."""
     lines = results.gather(output, redraw)
-    return [*lines, *feature_map_study.gather(output, trajectories)] if options.study_feature_maps else lines
+    return [*lines, *feature_map_study.gather(output, training_runs)] if options.study_feature_maps else lines
 
 
-def run(options: argparse.Namespace, world: World) -> int:
+def run(options: argparse.Namespace, context: DistributedContext) -> int:
     """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
     if options.tensorboard and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
-    device = world.own_device(Utils.get_device(options.device))
-    trajectories = world.of_first(lambda: make_plan(options, Utils.get_precision(options.precision, device)))
-    numbered = dict(enumerate(trajectories))
+    device = context.local_device(Utils.get_device(options.device))
+    training_runs = context.run_on_main(lambda: make_plan(options, Utils.get_precision(options.precision, device)))
+    numbered = dict(enumerate(training_runs))
     mine = options.part.of(numbered) if options.part else numbered
     if options.plan:
         print("\n".join(results.plan_lines(mine)))
         return 0
-    output = Output(options.output)
+    output = RunPaths(options.output)
     if options.report:
-        print("\n".join(world.of_first(lambda: gather(options, output, trajectories, redraw=True))))
+        print("\n".join(context.run_on_main(lambda: gather(options, output, training_runs, redraw=True))))
         return 0
     if not mine:
-        print(f"part {options.part} holds none of the {len(numbered)} trajectories: nothing to do")
+        print(f"part {options.part} holds none of the {len(numbered)} training runs: nothing to do")
         return 0
-    data_parallel.check_batch_size(min(trajectory.settings.batch_size for trajectory in mine.values()), world)
-    world.of_first(output.prepare)
-    with world.held_by_first(lambda: output.locked(mine.values() if options.part else None)):
-        data = world.of_first(lambda: load_images(options))
+    data_parallel.check_batch_size(min(training_run.config.batch_size for training_run in mine.values()), context)
+    context.run_on_main(output.prepare)
+    with context.hold_on_main(lambda: output.locked(mine.values() if options.part else None)):
+        data = context.run_on_main(lambda: load_images(options))
         print(f"part {options.part}: " * bool(options.part) + results.plan_lines(mine)[-1])
-        if world.size > 1 and options.jobs not in (None, 1):
-            print(f"--jobs {options.jobs}: one trajectory at a time, since all {world.size} ranks train it together")
+        if context.world_size > 1 and options.jobs not in (None, 1):
+            print(
+                f"--jobs {options.jobs}: one training run at a time, since all {context.world_size} ranks train it together"
+            )
         # A job that was requeued before it was done would otherwise begin anew each time.
         restart = options.restart and not slurm.requeued()
-        sweep = Sweep(list(mine.values()), data, output, device, restart, options.tensorboard, trajectories, world)
+        sweep = Sweep(list(mine.values()), data, output, device, restart, options.tensorboard, training_runs, context)
         failures = sweep.run(options.jobs)
         for failure in failures:
             print(f"main.py: failed: {failure}", file=sys.stderr)
-        if not world.first or (failures and world.size > 1):
+        if not context.is_main_process or (failures and context.world_size > 1):
             return 1 if failures else 0  # at once: another rank must not be left waiting
-        if options.part and (missing := results.what_is_missing(output, trajectories, data.fingerprint)):
+        if options.part and (missing := results.what_is_missing(output, training_runs, data.fingerprint)):
             print(missing)
         elif len(failures) < len(mine):
-            print("\n".join(gather(options, output, trajectories)))
+            print("\n".join(gather(options, output, training_runs)))
     return 1 if failures else 0
 
 
-def main(arguments: list[str] | None = None, world: World = ALONE) -> int:
+def main(arguments: list[str] | None = None, context: DistributedContext = SINGLE_PROCESS) -> int:
     options = parser().parse_args(arguments)
     Utils.keep_memory()
-    stopped = partial(slurm.end_stopped, first=world.first)
-    return cli.run("main.py", lambda: run(options, world), options.output, stopped)
+    stopped = partial(slurm.end_stopped, first=context.is_main_process)
+    return cli.run("main.py", lambda: run(options, context), options.output, stopped)
 
 
 if __name__ == "__main__":
-    code = among_ranks(lambda world: main(world=world))
+    code = launch(lambda context: main(context=context))
     if code > 128:  # at once: a thread may still be busy with a large picture
         cli.leave(code)
     sys.exit(code)

@@ -43,7 +43,7 @@ class Utils:
         """The lists of values whose product is the sweep.
 
         A further key, `batch_size=[16, 32]` say, is swept without any other change. It may be any
-        setting of the Trainer (see `Trainer.Settings`).
+        setting of the Trainer (see `Trainer.TrainConfig`).
         """
         return Grid(
             dict(
@@ -54,26 +54,26 @@ class Utils:
         )
 
     @staticmethod
-    def get_device(wish: str = "auto") -> "torch.device":
+    def get_device(requested: str = "auto") -> "torch.device":
         """The device of `--device`: "auto" is CUDA where there is a GPU, else the CPU.
 
         Raises UserError if "cuda" is wished for and there is none.
         """
         import torch
 
-        if wish == "auto":
-            wish = "cuda" if torch.cuda.is_available() else "cpu"
-        if wish == "cuda" and not torch.cuda.is_available():
+        if requested == "auto":
+            requested = "cuda" if torch.cuda.is_available() else "cpu"
+        if requested == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu, or leave the flag out")
-        return torch.device(wish)
+        return torch.device(requested)
 
     @staticmethod
-    def get_precision(wish: str, device: "torch.device") -> str:
+    def get_precision(requested: str, device: "torch.device") -> str:
         """What `--precision` comes to on this device: "fp32", "bf16", or "auto" where the network's width decides."""
         import torch
 
-        if wish != "auto":
-            return wish
+        if requested != "auto":
+            return requested
         if device.type == "cuda":
             return "auto" if torch.cuda.is_bf16_supported() else "fp32"
         return "auto" if torch.cpu._is_avx512_bf16_supported() else "fp32"

@@ -25,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import Constants
 from deepcolor.common import cli
 from deepcolor.data.batches import loader
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.lab_cache import RECORD_BYTES
 from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainConfig, TrainingRun
 from deepcolor.training.trainer import Trainer
 from utils import Utils, format_seconds, format_value
 
@@ -96,14 +96,14 @@ def measure_image(images: common.Prepared, folder: Path) -> Image:
 
     def decode() -> None:
         with tempfile.TemporaryDirectory(prefix="colorization-") as fresh:
-            LabData.load(folder, Path(fresh))
+            LabDataModule.load(folder, Path(fresh))
 
     (index,) = images.output.root.glob(".cache/*/index.txt")
     trainer = colorizer(WIDTHS[0], images.data, images.output)
     Constants.MAX_PICTURES = 0  # of many images, few are written as pictures
     return Image(
         decode=core_seconds(decode) / count,
-        open=core_seconds(lambda: LabData.load(folder, images.output.root)) / count,
+        open=core_seconds(lambda: LabDataModule.load(folder, images.output.root)) / count,
         load=core_seconds(lambda: list(map(len, loader(images.data.train, trainer.batches)))) / len(images.data.train),
         score=core_seconds(lambda: trainer.test("budget", 0.0)) / len(images.data.test),
         index_bytes=index.stat().st_size / count,
@@ -121,9 +121,9 @@ def measure_network(width: int | tuple[int, ...], images: common.Prepared) -> Ne
     return Network(width, parameters, counter.get_total_flops() / len(batch[0]))
 
 
-def colorizer(width: int | tuple[int, ...], data: LabData, output: Output) -> Trainer:
-    trajectory = Trajectory("colorizer", "sigmoid", Settings(feature_maps=width), (1,))
-    return Sweep([trajectory], data, output, torch.device("cpu")).trainer(trajectory, Silent())
+def colorizer(width: int | tuple[int, ...], data: LabDataModule, output: RunPaths) -> Trainer:
+    training_run = TrainingRun("colorizer", "sigmoid", TrainConfig(feature_maps=width), (1,))
+    return Sweep([training_run], data, output, torch.device("cpu")).trainer(training_run, Silent())
 
 
 def image_table(image: Image, options: argparse.Namespace) -> str:
@@ -145,7 +145,7 @@ def image_table(image: Image, options: argparse.Namespace) -> str:
     return common.markdown(["", "one image, one core", f"{count:,} images"], rows)
 
 
-def plan(network: Network, gpus: int, image: Image, options: argparse.Namespace) -> list[str]:
+def expand_grid(network: Network, gpus: int, image: Image, options: argparse.Namespace) -> list[str]:
     """A row of the plan: one Colorizer on so many GPUs."""
     batch = options.batch * gpus
     trained, validated = (int(options.images_count * share) for share in Constants.SPLIT[:2])
@@ -186,7 +186,7 @@ def main() -> None:
         "GB/s a node",
     ]
     head += ["s an epoch", f"h for {options.epochs} epochs"]
-    rows = [plan(network, gpus, image, options) for network in networks for gpus in options.gpus]
+    rows = [expand_grid(network, gpus, image, options) for network in networks for gpus in options.gpus]
     print(f"{common.describe(torch.device('cpu'))}\n\n{image_table(image, options)}")
     print(f"* on {options.cores} cores. ** the tenth of the images that is not trained on; for every snapshot.\n")
     for network in networks:

@@ -4,8 +4,8 @@
 
 Every figure is of the real command in a process of its own, from its start to its end. The large photograph is a JPEG
 of a real one, enlarged, with grain, so that it is as hard to decode and to compress as one from a camera. Of the small
-ones the command's start is taken off by colouring a tenth of them as well. Without --checkpoint, a network is trained
-for a moment: how well it colours makes no difference here.
+ones the command's start is taken off by coloring a tenth of them as well. Without --checkpoint, a network is trained
+for a moment: how well it colors makes no difference here.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from skimage.data import astronaut
 import Constants
 from deepcolor.common import cli
 from deepcolor.data.image_io import find_photos, open_image, read_file, read_photo
-from deepcolor.inference.predictor import Painter
+from deepcolor.inference.predictor import Predictor
 from deepcolor.reporting.results import find_models
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import plan
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import expand_grid
 from utils import Grid, UserError, Utils, format_value
 
 _PROGRAM = Path(__file__).resolve().parent.parent / "colorize.py"
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# --- What is coloured ------------------------------------------------------------------------------
+# --- What is colored ------------------------------------------------------------------------------
 
 
 def write_large(path: Path, megapixels: int) -> None:
@@ -83,10 +83,10 @@ def train(maps: int | tuple[int, ...], folder: Path) -> Path:
     """The checkpoint of a network with so many feature maps. Raises UserError."""
     with common.prepared(None) as images:
         axes = dict(lr=[0.001], epoch=[1], weight_decay=[0])
-        trajectories = plan(Grid(axes), {"feature_maps": maps}, ["colorizer"], Constants.ACTIVATIONS[:1])
-        output = Output(folder)
+        training_runs = expand_grid(Grid(axes), {"feature_maps": maps}, ["colorizer"], Constants.ACTIVATIONS[:1])
+        output = RunPaths(folder)
         output.prepare()
-        if failures := Sweep(trajectories, images.data, output, torch.device("cpu")).run():
+        if failures := Sweep(training_runs, images.data, output, torch.device("cpu")).run():
             raise UserError("; ".join(failures))
     models, _ = find_models(output)
     return folder / models[0]["metrics"]["checkpoint"]
@@ -132,10 +132,10 @@ def decoding(folder: Path) -> float:
 
 def predicting(checkpoint: Path, count: int, device: torch.device) -> float:
     """Seconds of the network alone for so many photographs, in the batches and the one thread that it has there."""
-    painter = Painter.load(checkpoint, device)
-    painter.keep_to_one_thread()
+    predictor = Predictor.load(checkpoint, device)
+    predictor.keep_to_one_thread()
     batch = np.random.default_rng(0).random((_BATCH, 1, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE), np.float32)
-    return common.per_call(lambda: painter.predict(batch), device, 1.0) / _BATCH * count
+    return common.per_call(lambda: predictor.predict(batch), device, 1.0) / _BATCH * count
 
 
 def measure(options: argparse.Namespace, checkpoint: Path, folder: Path) -> dict[str, object]:
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace, checkpoint: Path, folder: Path) -> dict
     small: dict[str, object] = {"counts": counts}
     for name, count in counts.items():
         write_small(folder / name, count, options.side)
-        output = ("--output", folder / f"{name} coloured")
+        output = ("--output", folder / f"{name} colored")
         small[name] = repeated(options.repeats, folder / name, *output, *flags)["seconds"]
     seconds = [decoding(folder / "all") for _ in range(options.repeats + 1)][1:]
     small["decoding"] = common.spread(seconds)

@@ -20,11 +20,11 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the scripts run without an installation
 
 from deepcolor.data import sample_photos
-from deepcolor.data.dataset import LabData, split
+from deepcolor.data.dataset import LabDataModule, split
 from deepcolor.data.image_io import find_photos
 from deepcolor.data.lab_cache import LabCache
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import Output
+from deepcolor.training.checkpoint import RunPaths
 from utils import UserError, parse_feature_maps
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
@@ -66,8 +66,8 @@ class Prepared:
     """Photographs, ready for the package and, as a list of files, for the plain way."""
 
     folder: Path
-    data: LabData
-    output: Output
+    data: LabDataModule
+    output: RunPaths
     paths: dict[str, list[Path]]  # of each subset
     seconds: float  # that decoding them into the package's cache took
     built_in: bool
@@ -87,10 +87,10 @@ def prepared(images: Path | None) -> Iterator[Prepared]:
         folder = images or Path(temporary) / "data"
         if images is None:
             sample_photos.fill(folder)
-        output = Output(Path(temporary) / "output")
+        output = RunPaths(Path(temporary) / "output")
         output.prepare()
         began = time.monotonic()
-        data = LabData.load(folder, output.root)
+        data = LabDataModule.load(folder, output.root)
         seconds = time.monotonic() - began
         entries = LabCache(output.root / ".cache", folder).update(sorted(find_photos(folder)), lambda work, total: work)
         subsets = split({path: entry for path, entry in entries.items() if entry.sha}, folder)

@@ -1,4 +1,4 @@
-"""The package at work as a sweep has it at work, to be measured: as many trajectories at once as it would choose."""
+"""The package at work as a sweep has it at work, to be measured: as many training runs at once as it would choose."""
 
 import functools
 import math
@@ -11,11 +11,11 @@ from multiprocessing.connection import wait
 import common
 import torch
 
-from deepcolor.data.batches import Draw, TrainingBatches, loader
+from deepcolor.data.batches import BatchSpec, TrainingBatches, loader
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.sweep.workers import Worker
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainingRun
 from deepcolor.training.trainer import Progress, Trainer
 
 _PREFETCHED = 32  # batches held to measure the step alone
@@ -64,7 +64,7 @@ class Package:
 
     def warm_up(self, network: str, seconds: float) -> float:
         """Gets ready, off the clock, and returns the seconds of an epoch, roughly."""
-        members = [t for t in self.sweep.trajectories if t.network == network]
+        members = [t for t in self.sweep.training_runs if t.network == network]
         for number, worker in enumerate(self.workers):
             worker.hand(("warm_up", members[number % len(members)], seconds))
         return max(self._answers(self.workers))
@@ -105,13 +105,13 @@ class Measured:
             return self.warm_up(*arguments, progress)
         return getattr(self, name)(*arguments)
 
-    def warm_up(self, trajectory: Trajectory, seconds: float, progress: Progress) -> float:
+    def warm_up(self, training_run: TrainingRun, seconds: float, progress: Progress) -> float:
         self.trainers.clear()
-        # Of its own: a sweep never trains the same trajectory twice at once, but here it may happen.
-        output = Output(self.sweep.output.root / f"worker-{os.getpid()}")
+        # Of its own: a sweep never trains the same training run twice at once, but here it may happen.
+        output = RunPaths(self.sweep.output.root / f"worker-{os.getpid()}")
         output.prepare()
         sweep = replace(self.sweep, output=output)
-        trainer = self.trainers[trajectory.network] = sweep.trainer(trajectory, progress)
+        trainer = self.trainers[training_run.network] = sweep.trainer(training_run, progress)
         return common.per_call(trainer.train_epoch, trainer.device, seconds)
 
     def epochs(self, network: str, epochs: int) -> tuple[float, float]:
@@ -149,9 +149,9 @@ class Measured:
 
     def finish(self, network: str) -> float:
         trainer = self.trainers[network]
-        trainer.finish(trainer.trajectory.snapshots[0])  # the first picture of a process takes longer
+        trainer.finish(trainer.training_run.snapshot_epochs[0])  # the first picture of a process takes longer
         began = common.clock(trainer.device)
-        trainer.finish(trainer.trajectory.snapshots[0])
+        trainer.finish(trainer.training_run.snapshot_epochs[0])
         return common.clock(trainer.device) - began
 
     def peak(self, precision: str) -> float:
@@ -175,5 +175,5 @@ class _Unaugmented:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(draw.rows) for draw in self.batches)
+    def __iter__(self) -> Iterator[BatchSpec]:
+        return (BatchSpec(draw.rows) for draw in self.batches)

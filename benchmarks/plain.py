@@ -81,7 +81,7 @@ class PlainTraining:
             batch_size=Constants.BATCH_SIZE,
             shuffle=subset == "train",
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,  # in the plain way's favour: started once, not in every epoch
+            persistent_workers=self.workers > 0,  # in the plain way's favor: started once, not in every epoch
             pin_memory=self.device.type == "cuda",
         )
 

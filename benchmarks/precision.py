@@ -18,7 +18,7 @@ import Constants
 from deepcolor.common import cli
 from deepcolor.reporting.results import find_models
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.config import plan
+from deepcolor.training.config import expand_grid
 from utils import Grid, UserError, Utils, format_value
 
 PRECISIONS = ("fp32", "bf16")
@@ -44,8 +44,8 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
     seeds = list(dict.fromkeys(options.seeds))
     axes = dict(lr=[options.lr], epoch=[options.epochs], weight_decay=[0], seed=seeds, precision=list(PRECISIONS))
     base = {"feature_maps": options.feature_maps}
-    trajectories = plan(Grid(axes), base, [options.network], Constants.ACTIVATIONS[:1])
-    failures = Sweep(trajectories, images.data, images.output, device).run()
+    training_runs = expand_grid(Grid(axes), base, [options.network], Constants.ACTIVATIONS[:1])
+    failures = Sweep(training_runs, images.data, images.output, device).run()
     models, _ = find_models(images.output)
     found: dict[str, dict[int, dict]] = {precision: {} for precision in PRECISIONS}
     for model in models:
@@ -56,7 +56,7 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
     return found
 
 
-def summarise(found: dict[str, dict[int, dict]]) -> dict[str, object]:
+def summarize(found: dict[str, dict[int, dict]]) -> dict[str, object]:
     """Test mse by precision and seed, and the difference of the two, seed by seed, relative to float32."""
     seeds = list(found["fp32"])
     mse = {precision: [found[precision][seed]["test_mse"] for seed in seeds] for precision in PRECISIONS}
@@ -65,7 +65,7 @@ def summarise(found: dict[str, dict[int, dict]]) -> dict[str, object]:
         "test_mse": {precision: _summary(values) for precision, values in mse.items()},
         "relative_difference": _summary([b / f - 1 for f, b in zip(mse["fp32"], mse["bf16"])]),
         "seconds": {p: spread([found[p][seed]["seconds"] for seed in seeds]) for p in PRECISIONS},
-        "mean_colour_mse": found["fp32"][seeds[0]]["mean_colour_mse"],
+        "mean_color_mse": found["fp32"][seeds[0]]["mean_color_mse"],
     }
 
 
@@ -94,14 +94,14 @@ def main() -> None:
     common.check_json(options.json)
     Utils.keep_memory()
     with common.prepared(options.images) as images:
-        results = summarise(train(options, images))
+        results = summarize(train(options, images))
         settings = {key: getattr(options, key) for key in ("epochs", "network", "lr")}
         settings |= {"feature_maps": format_value(options.feature_maps), "images": images.describe()}
     device = Utils.get_device(options.device)
     seconds = ", ".join(f"{p} {common.show(results['seconds'][p])} s" for p in PRECISIONS)
     print(
         f"{common.describe(device)}\n{settings['feature_maps']} {options.network}, {options.epochs} epochs of "
-        f"{len(images.paths['train'])} images; the mean colour's test mse: {results['mean_colour_mse']:.6f}\n\n"
+        f"{len(images.paths['train'])} images; the mean color's test mse: {results['mean_color_mse']:.6f}\n\n"
         f"{table(results)}\n\nTraining took: {seconds}"
     )
     common.write_json(options.json, {"settings": settings, "results": results}, device)

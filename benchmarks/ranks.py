@@ -17,9 +17,9 @@ import Constants
 from deepcolor.common import cli
 from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Settings, Trajectory
-from deepcolor.training.distributed import World
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainConfig, TrainingRun
+from deepcolor.training.distributed import DistributedContext
 from utils import UserError, Utils, format_value
 
 _SECONDS = 4  # least length of a measurement
@@ -56,28 +56,28 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     Utils.keep_memory()
-    world = World.from_environment()
-    if world.size > 1:
-        world.join()
-    device = world.own_device(Utils.get_device(options.device))
+    context = DistributedContext.from_environment()
+    if context.world_size > 1:
+        context.join()
+    device = context.local_device(Utils.get_device(options.device))
     data = pickle.loads((options.folder / _DATA).read_bytes())
     precision = Utils.get_precision("auto", device)
-    settings = Settings(feature_maps=options.feature_maps, batch_size=options.batch_size, precision=precision)
-    trajectory = Trajectory("colorizer", "sigmoid", settings, (1,))
-    sweep = Sweep([trajectory], data, Output(options.folder), device, world=world)
-    trainer = sweep.trainer(trajectory, Silent())
+    settings = TrainConfig(feature_maps=options.feature_maps, batch_size=options.batch_size, precision=precision)
+    training_run = TrainingRun("colorizer", "sigmoid", settings, (1,))
+    sweep = Sweep([training_run], data, RunPaths(options.folder), device, context=context)
+    trainer = sweep.trainer(training_run, Silent())
     trainer.train_epoch()  # off the clock
     began = common.clock(device)
     trainer.train_epoch()
     once = common.clock(device) - began
-    epochs = world.of_first(lambda: max(1, round(_SECONDS / once)))
+    epochs = context.run_on_main(lambda: max(1, round(_SECONDS / once)))
     began = common.clock(device)
     for _ in range(epochs):
         trainer.train_epoch()  # ends with an answer from all ranks
-    if world.first:
+    if context.is_main_process:
         (options.folder / _RESULT).write_text(str((common.clock(device) - began) / epochs))
-    if world.size > 1:
-        world.leave()
+    if context.world_size > 1:
+        context.leave()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ColorizerManager import ColorizerManager
 from deepcolor.common import cli
 from deepcolor.sweep.sweep import MANAGERS, Sweep
 from deepcolor.training.checkpoint import load_model
-from deepcolor.training.config import Trajectory, plan
+from deepcolor.training.config import TrainingRun, expand_grid
 from utils import Grid, UserError, Utils
 
 # What is changed in the recipe; the first is what the report does.
@@ -74,13 +74,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def trajectory(change: dict | None, epochs: int, seed: int, precision: str) -> Trajectory:
+def training_run(change: dict | None, epochs: int, seed: int, precision: str) -> TrainingRun:
     recipe = Constants.RECIPES["best"] if change is not None else {"lr": [Constants.LEARNING_RATES[0]]}
     settings = {"precision": precision, **recipe, **(change or {}), "seed": seed}
     lr = settings.pop("lr")
     settings = {key: value for key, value in settings.items() if key not in ("epoch", "weight_decay", "averaged")}
     grid = Grid(dict(lr=lr if isinstance(lr, list) else [lr], epoch=[epochs], weight_decay=[0]))
-    (found,) = plan(grid, settings, ["colorizer"], ["sigmoid"])
+    (found,) = expand_grid(grid, settings, ["colorizer"], ["sigmoid"])
     return found
 
 
@@ -94,9 +94,9 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
         print(f"{name} ({number + 1} of {len(names)})", file=sys.stderr)
         change = VARIANTS[name]
         manager = Averaged if change and change.get("averaged") else ColorizerManager
-        trajectories = [trajectory(change, options.epochs, seed, precision) for seed in options.seeds]
+        training_runs = [training_run(change, options.epochs, seed, precision) for seed in options.seeds]
         metrics = []
-        for each in trajectories:
+        for each in training_runs:
             # One after the other into the same names: seeds are no part of a run's name here.
             with patch.dict(MANAGERS, colorizer=manager):
                 if failures := Sweep([each], images.data, images.output, device, restart=True).run(1):

@@ -54,13 +54,13 @@ def best(rows: Sequence[dict[str, str]]) -> str:
             row["epoch"],
             row["weight_decay"],
             f"{float(row['test_mse']):.6f}",
-            f"{float(row['mean_colour_mse']):.6f}",
+            f"{float(row['mean_color_mse']):.6f}",
             *(f"{float(row[key]):.2f}" if row.get(key) else "" for key in ("psnr", "ssim", "delta_e", "chroma_ratio")),
             f"{float(row['seconds']):.0f}",
         ]
         for name, row in winners.items()
     ]
-    head = ["best", "learning rate", "epoch", "weight decay", "test mse", "mean colour", "PSNR", "SSIM", "ΔE", "chroma"]
+    head = ["best", "learning rate", "epoch", "weight decay", "test mse", "mean color", "PSNR", "SSIM", "ΔE", "chroma"]
     return common.markdown([*head, "seconds"], lines)
 
 

@@ -1,8 +1,8 @@
-"""Measures what survival costs: how long a trajectory takes to save itself, and what share of the time that is.
+"""Measures what survival costs: how long a training run takes to save itself, and what share of the time that is.
 
     python3 benchmarks/saving.py [--images DIR] [--repeats N] [--json FILE]
 
-A trajectory saves itself every Constants.SAVE_SECONDS of training, and once for each of its snapshots.
+A training run saves itself every Constants.SAVE_SECONDS of training, and once for each of its snapshots.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import Constants
 from deepcolor.common import cli
 from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.config import plan
+from deepcolor.training.config import expand_grid
 from utils import Grid, Utils, format_value
 
 
@@ -33,11 +33,11 @@ def arguments() -> argparse.Namespace:
 
 def measure(images: common.Prepared, maps: object, repeats: int) -> dict[str, object]:
     """Seconds of a save of the colorizer after one epoch, bytes of what it writes, and the share of the time."""
-    (trajectory,) = plan(
+    (training_run,) = expand_grid(
         Grid(dict(lr=[0.001], epoch=[1], weight_decay=[0])), {"feature_maps": maps}, ["colorizer"], ["sigmoid"]
     )
     few = replace(images.data, train=images.data.val)  # a state is as large after few images as after many
-    trainer = Sweep([trajectory], few, images.output, torch.device("cpu")).trainer(trajectory, Silent())
+    trainer = Sweep([training_run], few, images.output, torch.device("cpu")).trainer(training_run, Silent())
     trainer.train_epoch()
     seconds = []
     for _ in range(repeats):
@@ -47,7 +47,7 @@ def measure(images: common.Prepared, maps: object, repeats: int) -> dict[str, ob
     return {
         "seconds": common.spread(seconds),
         "share": common.spread([second / Constants.SAVE_SECONDS for second in seconds]),
-        "bytes": images.output.state(trajectory).stat().st_size,
+        "bytes": images.output.state(training_run).stat().st_size,
     }
 
 

@@ -33,12 +33,12 @@ from skimage.data import astronaut
 import Constants
 from deepcolor.common import cli
 from deepcolor.data.batches import loader
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.lab_cache import RECORD_BYTES
 from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainConfig, TrainingRun
 from utils import UserError, Utils
 
 _SIDE = 64  # pixels of a made photograph
@@ -97,7 +97,7 @@ def work(folder: Path, output: Path, trained: int) -> dict[str, float]:
     Utils.keep_memory()
     with AnonymousPeak() as anonymous:
         began = time.monotonic()
-        data = LabData.load(folder, output)
+        data = LabDataModule.load(folder, output)
         opened = time.monotonic() - began
         resident = common.status_bytes("VmHWM")
         training = train(data, output, trained)
@@ -111,10 +111,10 @@ def work(folder: Path, output: Path, trained: int) -> dict[str, float]:
     }
 
 
-def train(data: LabData, output: Path, count: int) -> float:
+def train(data: LabDataModule, output: Path, count: int) -> float:
     """Images per second of a three-map Colorizer over `count` images, drawn from the whole set as an epoch does."""
-    trajectory = Trajectory("colorizer", "sigmoid", Settings(), (1,))
-    trainer = Sweep([trajectory], data, Output(output), torch.device("cpu")).trainer(trajectory, Silent())
+    training_run = TrainingRun("colorizer", "sigmoid", TrainConfig(), (1,))
+    trainer = Sweep([training_run], data, RunPaths(output), torch.device("cpu")).trainer(training_run, Silent())
     trainer.model.train()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -142,7 +142,7 @@ def measure(count: int, trained: int) -> dict[str, object]:
         folder, output = Path(temporary) / "images", Path(temporary) / "output"
         write_photographs(folder, count)
         os.sync()  # so that writing them out is not part of what is measured
-        Output(output).prepare()
+        RunPaths(output).prepare()
         results: dict[str, object] = {"images": count}
         for run in ("first run", "later run"):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:

@@ -1,8 +1,8 @@
-"""Measures what more of the same machine is worth: a sweep in one and in two parts, a trajectory on one and two ranks.
+"""Measures what more of the same machine is worth: a sweep in one and in two parts, a training run on one and two ranks.
 
     python3 benchmarks/scaling.py [--images DIR] [--feature-maps MAPS] [--epoch N] [--repeats N] [--json FILE]
 
-Each part is a process of `main.py --part`, as a task of a Slurm array is, and trains one trajectory after the other.
+Each part is a process of `main.py --part`, as a task of a Slurm array is, and trains one training run after the other.
 The time is that of the whole command, from the start of the first part to the end of the last, on images that are
 decoded already. The ranks are torchrun's processes, which train one Colorizer together: the time is that of an epoch,
 with the same batches on one as on two. In each repeat the numbers take turns; a ratio compares two of the same repeat.
@@ -28,17 +28,17 @@ from utils import UserError, format_value
 PARTS = (1, 2)
 RANKS = (1, 2)
 BATCH_SIZES = (16, 64)  # of all ranks together
-# Four trajectories that take equally long.
+# Four training runs that take equally long.
 GRID = "--network colorizer --activation sigmoid --lr 0.001 0.0003 --weight-decay 0 1e-5".split()
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("scaling.py", description="Parts of a sweep, ranks of a trajectory.", allow_abbrev=False)
+    parser = cli.Parser("scaling.py", description="Parts of a sweep, ranks of a training run.", allow_abbrev=False)
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of the networks (3)")
-    add("--epoch", metavar="N", type=common.at_least_one, default=40, help="epochs of each trajectory (40)")
+    add("--epoch", metavar="N", type=common.at_least_one, default=40, help="epochs of each training run (40)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
     add("--repeats", metavar="N", type=common.at_least_one, default=5, help="measurements of each figure (5)")
     add("--json", metavar="FILE", type=Path, help="where to write all figures")

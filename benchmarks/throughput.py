@@ -4,7 +4,7 @@
 
 For three maps and for `deep`: images/s end to end, the time of the whole sweep of Table 1, what an epoch consists
 of, peak memory; for `deep` also the share of the machine's matrix-product peak. The package runs as many
-trajectories at once as it would choose, each in its worker; the plain way one, with all threads. The two take turns,
+training runs at once as it would choose, each in its worker; the plain way one, with all threads. The two take turns,
 and after a warm-up every figure is the median, least and greatest of the repeats. An epoch is, on both sides, a pass
 over the training images and the mse on the validation images.
 """
@@ -24,7 +24,7 @@ from plain import Plain
 import Constants
 from deepcolor.common import cli
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.config import Trajectory, plan
+from deepcolor.training.config import TrainingRun, expand_grid
 from utils import Utils, format_seconds, format_value
 
 WIDTHS = (Constants.FEATURE_MAPS, Constants.NAMED_FEATURE_MAPS["deep"])
@@ -44,10 +44,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def table_1(feature_maps: int | tuple[int, ...], device: torch.device) -> list[Trajectory]:
+def table_1(feature_maps: int | tuple[int, ...], device: torch.device) -> list[TrainingRun]:
     """The whole sweep, as main.py plans it."""
     base = {"feature_maps": feature_maps, "precision": Utils.get_precision("auto", device)}
-    return plan(Utils.get_hyperparameters(), base, Constants.NETWORKS, Constants.ACTIVATIONS)
+    return expand_grid(Utils.get_hyperparameters(), base, Constants.NETWORKS, Constants.ACTIVATIONS)
 
 
 def measure_width(
@@ -58,20 +58,20 @@ def measure_width(
     with Package(sweep) as package, Plain(feature_maps, images.paths, device, LOADER_WORKERS[device.type]) as plain:
         results: dict[str, object] = {
             "jobs": package.at_once,
-            "threads_per_job": sweep.threads(sweep.trajectories[0]),
-            "precision": sweep.trajectories[0].settings.precision,
+            "threads_per_job": sweep.threads(sweep.training_runs[0]),
+            "precision": sweep.training_runs[0].config.precision,
             "networks": {
                 n: measure_network(n, package, plain, len(images.data.train), options) for n in Constants.NETWORKS
             },
         }
-    results["sweep"] = sweep_seconds(sweep.trajectories, results, images.seconds)
+    results["sweep"] = sweep_seconds(sweep.training_runs, results, images.seconds)
     return results
 
 
 def measure_network(
     network: str, package: Package, plain: Plain, count: int, options: argparse.Namespace
 ) -> dict[str, object]:
-    """One network, the two sides taking turns; `count`: training images in an epoch of one trajectory."""
+    """One network, the two sides taking turns; `count`: training images in an epoch of one training run."""
     sides = (package, plain)
     epochs = {side.name: max(1, round(options.seconds / side.warm_up(network, options.seconds))) for side in sides}
     # Before the parts are measured: that takes memory and loader workers of its own.
@@ -134,17 +134,17 @@ def _memory(processes: list[dict[str, int]]) -> dict[str, int]:
     }
 
 
-def sweep_seconds(trajectories: Sequence[Trajectory], results: dict, decoding: float) -> dict[str, object]:
+def sweep_seconds(training_runs: Sequence[TrainingRun], results: dict, decoding: float) -> dict[str, object]:
     """The time of all 81 combinations: measured epochs and evaluations times how many there are of each.
 
-    The package trains each trajectory once and scores it at its snapshots; the plain way trains every combination
-    from epoch 0, and in its favour its scores and pictures are not counted.
+    The package trains each training run once and scores it at its snapshots; the plain way trains every combination
+    from epoch 0, and in its favor its scores and pictures are not counted.
     """
     networks, jobs = results["networks"], results["jobs"]
-    snapshots = {n: sum(len(t.snapshots) for t in trajectories if t.network == n) for n in networks}
-    shared = {n: sum(t.snapshots[-1] for t in trajectories if t.network == n) for n in networks}
-    apart = {n: sum(sum(t.snapshots) for t in trajectories if t.network == n) for n in networks}
-    finish = sum(snapshots[n] * networks[n]["finish_seconds"] for n in networks) / jobs
+    snapshot_epochs = {n: sum(len(t.snapshot_epochs) for t in training_runs if t.network == n) for n in networks}
+    shared = {n: sum(t.snapshot_epochs[-1] for t in training_runs if t.network == n) for n in networks}
+    apart = {n: sum(sum(t.snapshot_epochs) for t in training_runs if t.network == n) for n in networks}
+    finish = sum(snapshot_epochs[n] * networks[n]["finish_seconds"] for n in networks) / jobs
 
     def total(side: str, epochs: dict[str, int]) -> list[float]:
         times = {n: networks[n][side]["epoch_seconds"]["values"] for n in networks}

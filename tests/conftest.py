@@ -14,7 +14,7 @@ from PIL import Image
 
 import colorize
 import main
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 
 torch.set_num_threads(1)  # as the program does for networks of so few maps: sums depend on it in the last bit
 
@@ -30,7 +30,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / "train" / f"t{number:02}.png", picture(number, 128 + 9 * number, 240 - 7 * number))
     rgb = Image.fromarray(picture(14, 140, 160))
     rgb.save(folder / "train" / "photo.jpg", quality=90)
-    rgb.rotate(90).convert("L").save(folder / "train" / "grey.png")
+    rgb.rotate(90).convert("L").save(folder / "train" / "gray.png")
     rgb.rotate(180).convert("P").save(folder / "train" / "palette.png")
     for number in range(3):
         write(folder / "val" / f"v{number}.png", picture(20 + number, 150, 130))
@@ -40,9 +40,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> LabData:
+def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> LabDataModule:
     """The same photographs, ready for training in this process."""
-    return LabData.load(photos, tmp_path_factory.mktemp("cache"))
+    return LabDataModule.load(photos, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +132,7 @@ def untouched(earlier: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def sweep(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a sweep with four colorizers, for those who colour."""
+    """The output of a sweep with four colorizers, for those who color."""
     output = tmp_path_factory.mktemp("sweep")
     flags = "--device cpu --network colorizer --lr 0.003 --weight-decay 0 --epoch 1 3 --jobs 1 --seed 3"
     assert main.main(["--images", str(photos), "--output", str(output), *flags.split()]) == 0
@@ -149,7 +149,7 @@ class Said:
 
 
 @pytest.fixture
-def colour(sweep: Path, capsys: pytest.CaptureFixture) -> Callable[..., Said]:
+def color(sweep: Path, capsys: pytest.CaptureFixture) -> Callable[..., Said]:
     """Runs colorize.py in this process; with the best colorizer of the sweep, unless another is named."""
 
     def call(*arguments: object) -> Said:

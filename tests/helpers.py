@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +17,9 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from ColorizerManager import ColorizerManager
-from deepcolor.data.dataset import LabData, LabImages
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Settings, Trajectory
+from deepcolor.data.dataset import LabDataModule, LabDataset
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainConfig, TrainingRun
 from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
 
@@ -31,22 +32,29 @@ SUBSETS = ("train", "val", "test")
 SHORT = "--device cpu --network regressor --lr 0.001 --weight-decay 0 --epoch 1".split()  # the shortest run there is
 
 
+def copy_program(folder: Path) -> None:
+    """Copies the program's modules into a folder."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "deepcolor", folder / "deepcolor", ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def picture(seed: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """A made photograph (H,W,3) uint8: a coloured gradient, three coloured blobs and a little noise."""
+    """A made photograph (H,W,3) uint8: a colored gradient, three colored blobs and a little noise."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / SIDE
     corners = random.uniform(30, 225, (3, 3))
     rgb = corners[0] + (corners[1] - corners[0]) * x[..., None] / 2 + (corners[2] - corners[0]) * y[..., None] / 2
     for _ in range(3):
-        centre_y, centre_x, radius = random.uniform(0.1, 0.9, 3)
-        weight = np.exp(-((y - centre_y) ** 2 + (x - centre_x) ** 2) / (0.05 + 0.1 * radius))[..., None]
+        center_y, center_x, radius = random.uniform(0.1, 0.9, 3)
+        weight = np.exp(-((y - center_y) ** 2 + (x - center_x) ** 2) / (0.05 + 0.1 * radius))[..., None]
         rgb = rgb * (1 - weight) + random.uniform(20, 235, 3) * weight
     return (rgb + random.normal(0, 3, rgb.shape)).clip(0, 255).round().astype(np.uint8)
 
 
-def flat(colour: tuple[int, int, int]) -> np.ndarray:
-    """A picture (128,128,3) uint8 of one colour: no crop and no mirroring changes it."""
-    return np.broadcast_to(np.array(colour, np.uint8), (SIDE, SIDE, 3))
+def flat(color: tuple[int, int, int]) -> np.ndarray:
+    """A picture (128,128,3) uint8 of one color: no crop and no mirroring changes it."""
+    return np.broadcast_to(np.array(color, np.uint8), (SIDE, SIDE, 3))
 
 
 def write(path: Path, rgb: np.ndarray, **options: object) -> Path:
@@ -56,25 +64,25 @@ def write(path: Path, rgb: np.ndarray, **options: object) -> Path:
 
 
 def photo(path: Path) -> np.ndarray:
-    """(128,128,3) uint8: the middle of a picture whose shorter side is 128 pixels, so that nothing is resampled."""
+    """(128,128,3) uint8: the middle of a picture whose shorter side is 128 pixels, so that nothing is resized_crop."""
     rgb = np.asarray(Image.open(path).convert("RGB"))
     assert min(rgb.shape[:2]) == SIDE
     top, left = (rgb.shape[0] - SIDE) // 2, (rgb.shape[1] - SIDE) // 2
     return rgb[top : top + SIDE, left : left + SIDE]
 
 
-def lab_of(images: LabImages, index: int) -> np.ndarray:
+def lab_of(images: LabDataset, index: int) -> np.ndarray:
     """Image `index` as it is given to training, as Lab (128,128,3) float64."""
     lightness, ab = images[index]
     return torch.cat([lightness * 100, ab]).double().numpy().transpose(1, 2, 0)
 
 
-def named(data: LabData) -> dict[str, tuple[str, int]]:
+def named(data: LabDataModule) -> dict[str, tuple[str, int]]:
     """Where each image is: name -> (subset, index)."""
     return {name: (s, index) for s in SUBSETS for index, name in enumerate(getattr(data, s).names)}
 
 
-def subsets_by_content(folder: Path, data: LabData) -> dict[str, set[str]]:
+def subsets_by_content(folder: Path, data: LabDataModule) -> dict[str, set[str]]:
     """Hash of a file's content -> the subsets in which it is found. The files need names of their own."""
     found: dict[str, set[str]] = {}
     for path in folder.rglob("*.*"):
@@ -123,10 +131,10 @@ class Silent:
     def advance(self, epochs: float, status: str) -> None:
         self.advances.append(epochs)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.said.append(line)
 
-    def stopping(self) -> int:
+    def stop_signal(self) -> int:
         return self.signal if self.stop_after is not None and sum(self.advances) >= self.stop_after else 0
 
 
@@ -135,24 +143,26 @@ MANAGERS: Mapping[str, type[Trainer]] = {"regressor": RegressorManager, "coloriz
 
 def manager(
     task: tuple[str, str],
-    data: LabData,
+    data: LabDataModule,
     output: Path,
-    snapshots: Iterable[int] = (1,),
+    snapshot_epochs: Iterable[int] = (1,),
     progress: Silent | None = None,
     kind: type[Trainer] | None = None,
     **settings: object,
 ) -> Trainer:
-    """The manager of one trajectory on the CPU."""
-    trajectory = Trajectory(*task, Settings(**settings), tuple(snapshots))
+    """The manager of one training run on the CPU."""
+    training_run = TrainingRun(*task, TrainConfig(**settings), tuple(snapshot_epochs))
     return (kind or MANAGERS[task[0]])(
-        trajectory, data, Output(output), torch.device("cpu"), progress or Silent(), restart=False
+        training_run, data, RunPaths(output), torch.device("cpu"), progress or Silent(), restart=False
     )
 
 
-def train(task: tuple[str, str], data: LabData, output: Path, *snapshots: int, **options: object) -> list[dict]:
-    """Trains one trajectory, and returns the models that it wrote."""
-    manager(task, data, output, snapshots, **options).train()
-    return [read_checkpoint(output, task, epoch) for epoch in snapshots]
+def train(
+    task: tuple[str, str], data: LabDataModule, output: Path, *snapshot_epochs: int, **options: object
+) -> list[dict]:
+    """Trains one training run, and returns the models that it wrote."""
+    manager(task, data, output, snapshot_epochs, **options).train()
+    return [read_checkpoint(output, task, epoch) for epoch in snapshot_epochs]
 
 
 def read_checkpoint(output: Path, task: tuple[str, str], epoch: int) -> dict:

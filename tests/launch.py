@@ -39,10 +39,8 @@ def own_lines(process: Process) -> list[str]:
 
 def program(path: Path, changes: str) -> Path:
     """main.py as torchrun starts it, but for some changes."""
-    head = (
-        f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport main\nfrom Distributed import among_ranks\n"
-    )
-    path.write_text(f"{head}{changes}\nsys.exit(among_ranks(lambda world: main.main(world=world)))\n")
+    head = f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport main\nfrom Distributed import launch\n"
+    path.write_text(f"{head}{changes}\nsys.exit(launch(lambda context: main.main(context=context)))\n")
     return path
 
 
@@ -51,12 +49,12 @@ def by_hand(*arguments: object, cwd: Path, program: Path = MAIN) -> list[subproc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    context = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
             [sys.executable, program, *map(str, arguments)],
             cwd=cwd,
-            env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank},
+            env={**os.environ, **context, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

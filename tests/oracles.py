@@ -1,4 +1,4 @@
-"""The definitions of colour and scores, written down once more and independently of the package."""
+"""The definitions of color and scores, written down once more and independently of the package."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,19 +18,19 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def psnr(original: np.ndarray, coloured: np.ndarray) -> float:
+def psnr(original: np.ndarray, colored: np.ndarray) -> float:
     """Peak signal to noise ratio in dB of 8-bit pictures, over all channels."""
-    return float(10 * np.log10(255**2 / ((original.astype(float) - coloured.astype(float)) ** 2).mean()))
+    return float(10 * np.log10(255**2 / ((original.astype(float) - colored.astype(float)) ** 2).mean()))
 
 
-def ssim(original: np.ndarray, coloured: np.ndarray) -> float:
+def ssim(original: np.ndarray, colored: np.ndarray) -> float:
     """Wang et al. 2004 with population covariances, the mean over channels and all pixels but skimage's border of 5."""
 
     def blur(channel: np.ndarray) -> np.ndarray:
         return gaussian_filter(channel, sigma=1.5, truncate=3.5)
 
     values = []
-    for x, y in zip(np.moveaxis(original.astype(float), -1, 0), np.moveaxis(coloured.astype(float), -1, 0)):
+    for x, y in zip(np.moveaxis(original.astype(float), -1, 0), np.moveaxis(colored.astype(float), -1, 0)):
         mean_x, mean_y = blur(x), blur(y)
         var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -40,7 +40,7 @@ def ssim(original: np.ndarray, coloured: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def colourfulness(rgb: np.ndarray) -> float:
+def colorfulness(rgb: np.ndarray) -> float:
     """Hasler and Suesstrunk 2003, M3, with signed opponents."""
     red, green, blue = (rgb[..., channel].astype(float) for channel in range(3))
     opponents = red - green, 0.5 * (red + green) - blue
@@ -49,16 +49,16 @@ def colourfulness(rgb: np.ndarray) -> float:
 
 
 def ciede2000(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Colour difference of (...,3) Lab, after Sharma, Wu and Dalal 2005."""
+    """Color difference of (...,3) Lab, after Sharma, Wu and Dalal 2005."""
     (l1, a1, b1), (l2, a2, b2) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
     mean_chroma = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
     stretch = 1.5 - 0.5 * np.sqrt(mean_chroma**7 / (mean_chroma**7 + 25.0**7))
     a1, a2 = a1 * stretch, a2 * stretch
     c1, c2 = np.hypot(a1, b1), np.hypot(a2, b2)
     h1, h2 = np.degrees(np.arctan2(b1, a1)) % 360, np.degrees(np.arctan2(b2, a2)) % 360
-    coloured = c1 * c2 > 0
-    turn = np.where(coloured, (h2 - h1 + 180) % 360 - 180, 0)
-    middle = np.where(coloured, h1 + turn / 2, h1 + h2)
+    colored = c1 * c2 > 0
+    turn = np.where(colored, (h2 - h1 + 180) % 360 - 180, 0)
+    middle = np.where(colored, h1 + turn / 2, h1 + h2)
     lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
     weight = sum(
         factor * np.cos(np.radians(multiple * middle - shift))

@@ -265,14 +265,14 @@ class Slurm:
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     """A Slurm that runs. Skips the test with the reason where there can be none."""
-    wish = os.environ.get("REQUIRE_SLURM", "")
-    if wish == "0":
+    requested = os.environ.get("REQUIRE_SLURM", "")
+    if requested == "0":
         pytest.skip("REQUIRE_SLURM=0")
     try:
         install()
     except (Unavailable, OSError, subprocess.TimeoutExpired) as error:
-        if wish:
-            pytest.fail(f"REQUIRE_SLURM={wish}: {error}")
+        if requested:
+            pytest.fail(f"REQUIRE_SLURM={requested}: {error}")
         pytest.skip(str(error))
     with Slurm() as running:
         yield running

@@ -217,14 +217,14 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, bits: int = 1, colour: int = 0, rows: int | None = None) -> bytes:
-    """A PNG file, of whose rows it may hold fewer than it says. Colour: 0 grey, 2 RGB, 3 palette; 4, 6 with alpha."""
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+def png(width: int, height: int, bits: int = 1, color: int = 0, rows: int | None = None) -> bytes:
+    """A PNG file, of whose rows it may hold fewer than it says. Color: 0 gray, 2 RGB, 3 palette; 4, 6 with alpha."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     row = b"\0" + b"\x55" * -(-width * bits * channels // 8)
     packer = zlib.compressobj(1)
     packed = b"".join(packer.compress(row) for _ in range(height if rows is None else rows)) + packer.flush()
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    palette = _chunk(b"PLTE", bytes(range(256)) * 3) if colour == 3 else b""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    palette = _chunk(b"PLTE", bytes(range(256)) * 3) if color == 3 else b""
     return b"\x89PNG\r\n\x1a\n" + header + palette + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 

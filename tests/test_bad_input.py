@@ -28,7 +28,7 @@ IMPOSSIBLE = [
     ("--activation relu6", "activation"),
     ("--network transformer", "network"),
     ("--batch-size 0", "batch"),
-    ("--copies 0", "copies"),
+    ("--copies 0", "augment_repeats"),
     ("--seed -1", "seed"),
     ("--device tpu", "device"),
     ("--precision fp8", "precision"),

@@ -39,7 +39,7 @@ def run(program: str, work: Callable[[], int], output: object, stopped: Callable
     except signals.Interrupted as stop:
         if stopped:
             return stopped(stop.signal)
-        print(f"{program}: {signals.STOPPED}", file=sys.stderr)
+        print(f"{program}: {signals.STOPPED_MESSAGE}", file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:  # Ctrl-C again, while it saved
         print(f"{program}: interrupted; the same command goes on from what was saved", file=sys.stderr)
@@ -63,7 +63,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def shown(path: object) -> str:
+def printable(path: object) -> str:
     """A path as it is written into a line, in which it must not begin another."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

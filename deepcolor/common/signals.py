@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-STOPPED = "stopped; the same command goes on from here"
+STOPPED_MESSAGE = "stopped; the same command goes on from here"
 # SIGUSR1 is what a cluster is asked to send shortly before a job's time is over.
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -24,16 +24,16 @@ class Interrupted(BaseException):
         self.signal = signal
 
 
-def end_at_once() -> None:
+def exit_on_signal() -> None:
     """From now on a signal ends the program, with one line: for the imports, in which an exception may get lost."""
-    for number in NUMBERS:
+    for number in STOP_SIGNALS:
         signal.signal(number, _end)
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
     """Within, a signal calls the handler."""
-    before = {number: signal.signal(number, handler) for number in NUMBERS}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ def held() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(sys.stderr.fileno(), f"{os.path.basename(sys.argv[0])}: {STOPPED}\n".encode())
+    os.write(sys.stderr.fileno(), f"{os.path.basename(sys.argv[0])}: {STOPPED_MESSAGE}\n".encode())
     os._exit(128 + number)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 _IMAGES_IN_CACHE = 4
 
 
-def resampled(records: Tensor, rows: Tensor, boxes: Tensor | None, channels: int = 3) -> Tensor:
+def resized_crop(records: Tensor, rows: Tensor, boxes: Tensor | None, channels: int = 3) -> Tensor:
     """Fills each picture of a batch with a box of its own, bilinearly: (B,channels,128,128) float32.
 
     Bilinear interpolation is separable: two lines of the image make a line, two of its columns a column. The
@@ -37,8 +37,8 @@ def resampled(records: Tensor, rows: Tensor, boxes: Tensor | None, channels: int
     return filled
 
 
-def box_means(records: Tensor, rows: Tensor, boxes: Tensor | None) -> Tensor:
-    """The means of a and b over what `resampled` would make: (B,2,1,1) float32, in units of the records.
+def crop_means(records: Tensor, rows: Tensor, boxes: Tensor | None) -> Tensor:
+    """The means of a and b over what `resized_crop` would make: (B,2,1,1) float32, in units of the records.
 
     What is linear in the pixels is so on average: each line and each column counts as often as it was used.
     """
@@ -66,11 +66,11 @@ def _grid(boxes: Tensor, side: int) -> tuple[Tensor, ...]:
     top, left, height, width = boxes[:, :, None].unbind(1)
     steps = (torch.arange(side, device=boxes.device) + 0.5) / side
     left = torch.where(width < 0, left - width, left)  # mirrored: from the right edge of the box
-    return *_neighbours(top + height * steps, side), *_neighbours(left + width * steps, side)
+    return *_neighbors(top + height * steps, side), *_neighbors(left + width * steps, side)
 
 
-def _neighbours(edges: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(edges: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """For positions (B,side), measured from the image's edge: the pixels around, and the weight of the second."""
-    centres = (edges - 0.5).clamp(0, side - 1)
-    first = centres.long()
-    return first, (first + 1).clamp(max=side - 1), centres - first
+    centers = (edges - 0.5).clamp(0, side - 1)
+    first = centers.long()
+    return first, (first + 1).clamp(max=side - 1), centers - first

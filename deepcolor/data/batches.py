@@ -12,14 +12,14 @@ import Constants
 from utils import seed_for
 
 if TYPE_CHECKING:
-    from deepcolor.data.dataset import LabImages
+    from deepcolor.data.dataset import LabDataset
 
 
-class Draw(NamedTuple):
+class BatchSpec(NamedTuple):
     """One batch, decided but not yet read: which images, and the box of each that is to fill the picture."""
 
     rows: Tensor  # (B,) int64
-    boxes: Tensor | None = None  # (B,4) float32, as `Crops.resampled` takes them
+    boxes: Tensor | None = None  # (B,4) float32, as `Crops.resized_crop` takes them
 
 
 class TrainingBatches(Sampler):
@@ -28,10 +28,10 @@ class TrainingBatches(Sampler):
     `set_epoch(epoch, start)` chooses the epoch, and the batch to begin with where one goes on within it.
     """
 
-    def __init__(self, images: int, batch_size: int, copies: int, seed: int, crop_area: float) -> None:
+    def __init__(self, images: int, batch_size: int, augment_repeats: int, seed: int, crop_area: float) -> None:
         self.images = images
         self.batch_size = batch_size
-        self.copies = copies
+        self.augment_repeats = augment_repeats
         self.seed = seed
         self.crop_area = crop_area
         self.device = torch.device("cpu")
@@ -41,18 +41,18 @@ class TrainingBatches(Sampler):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return -(-self.images * self.copies // self.batch_size)
+        return -(-self.images * self.augment_repeats // self.batch_size)
 
     def size(self, number: int) -> int:
         """How many images batch `number` has, counted from 0."""
-        return min(self.batch_size, self.images * self.copies - number * self.batch_size)
+        return min(self.batch_size, self.images * self.augment_repeats - number * self.batch_size)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchSpec]:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", self.epoch))
-        order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.copies)])
+        order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.augment_repeats)])
         boxes = self._boxes(len(order), generator)
         draws = (part.to(self.device).split(self.batch_size) for part in (order, boxes))
-        return map(Draw, *(parts[self.start :] for parts in draws))
+        return map(BatchSpec, *(parts[self.start :] for parts in draws))
 
     def _boxes(self, count: int, generator: torch.Generator) -> Tensor:
         """Boxes of random area and aspect, half of them mirrored: torchvision's RandomResizedCrop, for whole epochs."""
@@ -76,28 +76,28 @@ class EvaluationBatches(Sampler):
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(rows) for rows in torch.arange(self.images).split(self.batch_size))
+    def __iter__(self) -> Iterator[BatchSpec]:
+        return (BatchSpec(rows) for rows in torch.arange(self.images).split(self.batch_size))
 
 
-def loader(images: "LabImages", batches: Iterable[Draw]) -> DataLoader:
+def loader(images: "LabDataset", batches: Iterable[BatchSpec]) -> DataLoader:
     """A DataLoader of (L (B,1,128,128), ab (B,2,128,128)); `__getitems__` has already made the batch."""
-    return DataLoader(images, batch_sampler=_Announced(images, batches), collate_fn=_as_it_is)
+    return DataLoader(images, batch_sampler=_PrefetchSampler(images, batches), collate_fn=_identity)
 
 
-class _Announced(Sampler):
+class _PrefetchSampler(Sampler):
     """Batches, each of which is announced to the images while the one before it is in use."""
 
-    def __init__(self, images: "LabImages", batches: Iterable[Draw]) -> None:
+    def __init__(self, images: "LabDataset", batches: Iterable[BatchSpec]) -> None:
         self.images = images
         self.batches = batches
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchSpec]:
         for draw, following in pairwise(chain(self.batches, [None])):
             if following:
-                self.images.announce(following)
+                self.images.prefetch(following)
             yield draw
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _identity(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch

@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import Constants
-from deepcolor.data.augment import box_means, resampled
-from deepcolor.data.batches import Draw
+from deepcolor.data.augment import crop_means, resized_crop
+from deepcolor.data.batches import BatchSpec
 from deepcolor.data.image_io import find_photos
 from deepcolor.data.lab_cache import Entry, LabCache, read_ahead
 from utils import UserError
 
 
-class LabImages(Dataset):
+class LabDataset(Dataset):
     """The images of one subset: a batch is one gather from the mapped records.
 
     `images[i]` is the i-th image as (L (1,128,128) in 0..1, ab (2,128,128) in Lab units); batches come
-    from `__getitems__`, which the DataLoader calls with a whole `Draw`. Pickled, it takes along where the
+    from `__getitems__`, which the DataLoader calls with a whole `BatchSpec`. Pickled, it takes along where the
     records are, not what they hold.
     """
 
@@ -32,7 +32,7 @@ class LabImages(Dataset):
         self.map_records = cache.map
         self.rows = torch.tensor([cache.row(sha) for sha in shas])
         self.names = names
-        self.statistics = np.array([cache.statistics(sha) for sha in shas])  # (N,4): means and mean squares of a, b
+        self.statistics = np.array([cache.statistics(sha) for sha in shas])  # (N,4): means and mean loss_sum of a, b
         self.open()
         self.averaged = False
         # From a record to L in 0..1, and to a and b in Lab units.
@@ -44,7 +44,7 @@ class LabImages(Dataset):
         self.records = torch.from_numpy(self.mapped)
         self.touched = 0
 
-    def __copy__(self) -> "LabImages":
+    def __copy__(self) -> "LabDataset":
         """Shares the map, which a copy by way of the pickled state would make anew."""
         images = object.__new__(type(self))
         images.__dict__.update(self.__dict__)
@@ -61,10 +61,10 @@ class LabImages(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        lightness, ab = self.__getitems__(Draw(torch.tensor([index])))
+        lightness, ab = self.__getitems__(BatchSpec(torch.tensor([index])))
         return lightness[0], ab[0]
 
-    def __getitems__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, draw: BatchSpec) -> tuple[Tensor, Tensor]:
         """L (B,1,128,128) in 0..1 and ab (B,2,128,128) in Lab units, both float32, augmented as drawn.
 
         Of images that are `averaged`, ab is the mean over the pixels: (B,2,1,1).
@@ -72,19 +72,19 @@ class LabImages(Dataset):
         rows = self.rows[draw.rows.to(self.rows.device)]
         boxes = None if draw.boxes is None else draw.boxes.to(rows.device)
         if self.averaged:
-            parts = resampled(self.records, rows, boxes, channels=1), box_means(self.records, rows, boxes)
+            parts = resized_crop(self.records, rows, boxes, channels=1), crop_means(self.records, rows, boxes)
         else:
-            parts = resampled(self.records, rows, boxes).split([1, 2], dim=1)
+            parts = resized_crop(self.records, rows, boxes).split([1, 2], dim=1)
         self._release(len(rows))
         return parts[0].mul_(self.units[:1]), parts[1].mul_(self.units[1:])
 
-    def with_means(self) -> "LabImages":
+    def with_mean_ab(self) -> "LabDataset":
         """The same images for who needs no more of ab than its mean, which is had without making every pixel."""
         images = copy.copy(self)
         images.averaged = True
         return images
 
-    def to(self, device: torch.device) -> "LabImages":
+    def to(self, device: torch.device) -> "LabDataset":
         """The same images, resident on a GPU if they fit into half of its free memory."""
         images = copy.copy(self)
         size = len(self) * self.records[0].nbytes
@@ -99,7 +99,7 @@ class LabImages(Dataset):
         """Whether the images come from the disk as they are needed, and leave the memory again."""
         return len(self) > Constants.MAPPED_IMAGES and not self.records.is_cuda
 
-    def announce(self, draw: Draw) -> None:
+    def prefetch(self, draw: BatchSpec) -> None:
         """Says which batch comes next: of a set too large to stay in memory, it is fetched meanwhile."""
         if self.streamed:
             read_ahead(self.mapped, self.rows[draw.rows].tolist())
@@ -112,27 +112,27 @@ class LabImages(Dataset):
 
 
 @dataclass
-class LabData:
+class LabDataModule:
     """The three subsets, what identifies them, and what was left out."""
 
-    train: LabImages
-    val: LabImages
-    test: LabImages
+    train: LabDataset
+    val: LabDataset
+    test: LabDataset
     fingerprint: str
     left_out: dict[str, str] = field(default_factory=dict)  # path -> reason
     cache_damage: str = ""  # what was wrong with the cache, which was then built anew
 
     @property
     def mean_ab(self) -> tuple[float, float]:
-        """The mean a and b of the training images, in Lab units: what the mean-colour baseline predicts."""
+        """The mean a and b of the training images, in Lab units: what the mean-color baseline predicts."""
         a, b = self.train.statistics[:, :2].mean(axis=0)
         return float(a), float(b)
 
-    def with_means(self) -> "LabData":
+    def with_mean_ab(self) -> "LabDataModule":
         """The same data, of whose ab only the mean over the pixels is given."""
-        return replace(self, **{name: getattr(self, name).with_means() for name in Constants.SUBSETS})
+        return replace(self, **{name: getattr(self, name).with_mean_ab() for name in Constants.SUBSETS})
 
-    def to(self, device: torch.device) -> "LabData":
+    def to(self, device: torch.device) -> "LabDataModule":
         """The same data, its images resident on a GPU where they fit."""
         subsets = {name: getattr(self, name).to(device) for name in Constants.SUBSETS}
         return replace(self, **subsets)
@@ -140,7 +140,7 @@ class LabData:
     @staticmethod
     def load(
         folder: Path, output: Path, progress: Callable[[Iterable, int], Iterable] = lambda iterable, total: iterable
-    ) -> "LabData":
+    ) -> "LabDataModule":
         """Reads a folder of photographs, through the cache below `output`.
 
         Raises UserError if the folder is missing or closed, holds no readable image, or too few to split.
@@ -180,7 +180,7 @@ class LabData:
         return replace(data, cache_damage=cache.damage)
 
 
-def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: dict[str, str]) -> LabData:
+def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: dict[str, str]) -> LabDataModule:
     fingerprint = hashlib.sha256(str(Constants.IMAGE_SIZE).encode())
     images = {}
     for subset in Constants.SUBSETS:
@@ -188,8 +188,8 @@ def _assemble(cache: LabCache, subsets: dict[str, dict[str, Entry]], left_out: d
         pairs = sorted((entry.sha, path) for path, entry in subsets[subset].items())
         shas = [sha for sha, _ in pairs]
         fingerprint.update(f"{subset} {' '.join(shas)}\n".encode())
-        images[subset] = LabImages(cache, shas, picture_names([path for _, path in pairs]))
-    return LabData(**images, fingerprint=fingerprint.hexdigest()[:16], left_out=left_out)
+        images[subset] = LabDataset(cache, shas, picture_names([path for _, path in pairs]))
+    return LabDataModule(**images, fingerprint=fingerprint.hexdigest()[:16], left_out=left_out)
 
 
 def split(entries: dict[str, Entry], folder: Path) -> dict[str, dict[str, Entry]]:

@@ -69,8 +69,8 @@ def read_file(path: Path, root: Path) -> bytes:
     return content
 
 
-def decode_thumbnail(content: bytes) -> np.ndarray:
-    """An image file's bytes -> (128,128,3) uint8 sRGB: shorter side to 128, centre crop.
+def decode_image(content: bytes) -> np.ndarray:
+    """An image file's bytes -> (128,128,3) uint8 sRGB: shorter side to 128, center crop.
 
     Raises Unreadable.
     """
@@ -82,12 +82,12 @@ def decode_thumbnail(content: bytes) -> np.ndarray:
 class Photo(NamedTuple):
     """A photograph at its own size, upright and in sRGB."""
 
-    colour: Image.Image  # mode "RGB", or grey: "L", and "I;16" where there are more than 8 bits
+    color: Image.Image  # mode "RGB", or gray: "L", and "I;16" where there are more than 8 bits
     alpha: Image.Image | None  # mode "L", where parts of it can be transparent
 
     def on_white(self) -> Image.Image:
         """Mode "RGB": 16 bits are rounded to 8, what is transparent lies on white."""
-        opaque = (_to_8_bits(self.colour) if self.colour.mode == "I;16" else self.colour).convert("RGB")
+        opaque = (_to_8_bits(self.color) if self.color.mode == "I;16" else self.color).convert("RGB")
         if self.alpha is None:
             return opaque
         upper = Image.merge("RGBA", (*opaque.split(), self.alpha))
@@ -150,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def _to_srgb(image: Image.Image) -> Photo:
-    """Any mode -> a Photo: the profile applied, the alpha taken apart, greys of more than 8 bits as 16."""
+    """Any mode -> a Photo: the profile applied, the alpha taken apart, grays of more than 8 bits as 16."""
     if image.mode.startswith("I") or image.mode == "F":
         return Photo(_apply_profile(_to_16_bits(image)), None)
     if image.mode == "LA":
@@ -172,7 +172,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _apply_profile(image: Image.Image) -> Image.Image:
-    """Converts from the colour space that the file says it is in; sRGB is assumed where it says nothing."""
+    """Converts from the color space that the file says it is in; sRGB is assumed where it says nothing."""
     profile = image.info.pop("icc_profile", None)
     if not profile:
         return image
@@ -181,11 +181,11 @@ def _apply_profile(image: Image.Image) -> Image.Image:
         mode = image.mode if image.mode == "RGBA" else "RGB"
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # a broken profile, or one of another colour space, says nothing about the colours
+        return image  # a broken profile, or one of another color space, says nothing about the colors
 
 
 def _to_16_bits(image: Image.Image) -> Image.Image:
-    """Integer greys of 16 bits or more, and floats, -> "I;16". Floats are taken for 0..1 unless they exceed it."""
+    """Integer grays of 16 bits or more, and floats, -> "I;16". Floats are taken for 0..1 unless they exceed it."""
     values = np.asarray(image)
     if image.mode in ("I", "F"):
         values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)

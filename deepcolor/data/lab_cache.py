@@ -17,7 +17,7 @@ import numpy as np
 from skimage.color import rgb2lab
 
 import Constants
-from deepcolor.data.image_io import Unreadable, decode_thumbnail, read_file
+from deepcolor.data.image_io import Unreadable, decode_image, read_file
 from utils import Utils, locked, write_atomically
 
 FORMAT = 2  # raised whenever a record would come out differently
@@ -27,7 +27,7 @@ _SAVE_SECONDS = 10  # an interrupted build loses at most this much work
 _AHEAD = 64  # photographs in flight: bounds the memory, keeps every core busy
 
 
-def to_record(rgb: np.ndarray) -> np.ndarray:
+def rgb_to_record(rgb: np.ndarray) -> np.ndarray:
     """(128,128,3) uint8 sRGB -> (3,128,128) int16 Lab in steps of 1/256. Lab: scikit-image, D65, 2 degrees."""
     return np.rint(rgb2lab(rgb) * Constants.LAB_SCALE).astype(np.int16).transpose(2, 0, 1)
 
@@ -162,8 +162,8 @@ class LabCache:
             file.seek(len(self.records) * RECORD_BYTES)
             for path, signature, sha, record, reason in progress(self._read_ahead(paths), len(paths)):
                 if record is not None and sha not in self.records:
-                    colour = record[1:].reshape(2, -1) / Constants.LAB_SCALE
-                    statistics = [*colour.mean(axis=1).tolist(), *(colour**2).mean(axis=1).tolist()]
+                    color = record[1:].reshape(2, -1) / Constants.LAB_SCALE
+                    statistics = [*color.mean(axis=1).tolist(), *(color**2).mean(axis=1).tolist()]
                     file.write(record)
                     self.records[sha] = [len(self.records), zlib.crc32(record), *statistics]
                 self.files[path] = [*signature, sha, reason]
@@ -200,7 +200,7 @@ class LabCache:
             content = read_file(self.root / path, self.root)
             sha = hashlib.sha256(content).hexdigest()
             known = sha in self.records
-            record = None if known else np.ascontiguousarray(to_record(decode_thumbnail(content)))
+            record = None if known else np.ascontiguousarray(rgb_to_record(decode_image(content)))
             return path, signature, sha, record, ""
         except Unreadable as error:
             return path, signature, "", None, str(error)

@@ -11,7 +11,7 @@ import Constants
 from deepcolor.data.image_io import find_photos
 from utils import UserError, locked, write_atomically
 
-# Colour photographs that every installation has; of the stereo pair `motorcycle` the left one only, because
+# Color photographs that every installation has; of the stereo pair `motorcycle` the left one only, because
 # the right one shows the same things.
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png", "rocket.jpg")
 _UNFINISHED = ".unfinished"
@@ -71,7 +71,7 @@ def _photograph(name: str) -> Image.Image:
 
 
 def _tiles(image: Image.Image) -> list[tuple[Image.Image, str]]:
-    """The whole tiles that fit, side by side, centred, each with its place."""
+    """The whole tiles that fit, side by side, centerd, each with its place."""
     side = Constants.IMAGE_SIZE
     columns, rows = image.width // side, image.height // side
     left, top = (image.width - columns * side) // 2, (image.height - rows * side) // 2

@@ -1,4 +1,4 @@
-"""A photograph at its full size: what the network is shown of it, and its own L joined with the colours predicted.
+"""A photograph at its full size: what the network is shown of it, and its own L joined with the colors predicted.
 
 Lab is scikit-image's (sRGB, D65, 2 degrees). IEC 61966-2-1 has the curve of sRGB and its primaries, CIE 15 the Lab
 of 1976. The curves are looked up in tables, which takes no longer on a processor that has no fast powers.
@@ -34,21 +34,21 @@ def _encoded(values: np.ndarray) -> np.ndarray:
 
 
 _UNIT = np.arange(_STEPS) / (_STEPS - 1)
-# Y of a 16-bit grey, and what 8 bits of red, green and blue add to it.
-_GREY_Y = _linear(_UNIT).astype(np.float32)
+# Y of a 16-bit gray, and what 8 bits of red, green and blue add to it.
+_GRAY_Y = _linear(_UNIT).astype(np.float32)
 _RGB_Y = (_XYZ_FROM_RGB[1, :, None] * _linear(np.arange(256) / 255)).astype(np.float32)
 _F = np.where(_UNIT > 0.008856, np.cbrt(_UNIT), 7.787 * _UNIT + 16 / 116).astype(np.float32)  # of Y: L = 116 f - 16
 _SRGB = np.rint(_encoded(_UNIT) * 255).astype(np.uint8)
-# From X and Z over the white's, and Y, to how far red, green and blue are from the grey of this Y.
+# From X and Z over the white's, and Y, to how far red, green and blue are from the gray of this Y.
 _RGB_LESS_Y = (np.linalg.inv(_XYZ_FROM_RGB) * _WHITE - [0, 1, 0]).astype(np.float32)
 
 
 def luminance(pixels: np.ndarray) -> np.ndarray:
     """(H,W,3) or (H,W) uint8, or (H,W) uint16, sRGB -> Y (H,W) float32 in 0..1."""
     if pixels.dtype == np.uint16:
-        return _GREY_Y.take(pixels)
+        return _GRAY_Y.take(pixels)
     if pixels.ndim == 2:
-        return _GREY_Y[::257].take(pixels)
+        return _GRAY_Y[::257].take(pixels)
     y = _RGB_Y[0].take(pixels[..., 0])
     y += _RGB_Y[1].take(pixels[..., 1])
     y += _RGB_Y[2].take(pixels[..., 2])
@@ -74,8 +74,8 @@ def _uncurve(f: np.ndarray) -> np.ndarray:
 def to_srgb(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Y (H,W) in 0..1, a and b (H,W) in Lab units, float32 -> (H,W,3) uint8 sRGB. Overwrites all three.
 
-    The L* of the result is that of Y but for the rounding to 8 bits, which is at most 0.28. A colour outside sRGB
-    is moved towards the grey of the same Y, on a straight line in linear light, until it is inside: to clip
+    The L* of the result is that of Y but for the rounding to 8 bits, which is at most 0.28. A color outside sRGB
+    is moved towards the gray of the same Y, on a straight line in linear light, until it is inside: to clip
     red, green or blue would change L*.
     """
     f = _curve(y)
@@ -87,7 +87,7 @@ def to_srgb(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     away = [m[0] * x + m[1] * y + m[2] * z for m in _RGB_LESS_Y]
     most = np.maximum(np.maximum(away[0], away[1]), away[2])
     least = np.minimum(np.minimum(away[0], away[1]), away[2])
-    # The share of the way from grey to the colour that lies inside: up to 1 on the one side, down to 0 on the other.
+    # The share of the way from gray to the color that lies inside: up to 1 on the one side, down to 0 on the other.
     np.divide(1 - y, np.maximum(most, _TINY, out=most), out=most)
     np.divide(-y, np.minimum(least, -_TINY, out=least), out=least)
     share = np.minimum(np.minimum(most, least, out=most), 1, out=most)
@@ -102,37 +102,37 @@ def to_srgb(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return rgb
 
 
-class View(NamedTuple):
+class ModelInput(NamedTuple):
     """What the network is shown of a photograph."""
 
     lightness: np.ndarray  # (side,side) float32: L in 0..1
-    inside: tuple[slice, slice]  # the rows and columns of it that are the photograph; the others continue it
+    valid_region: tuple[slice, slice]  # the rows and columns of it that are the photograph; the others continue it
 
 
-def view(photo: Photo, side: int) -> View:
+def model_input(photo: Photo, side: int) -> ModelInput:
     """The whole photograph in a square, its longer side as long as the square's, its shape kept.
 
     What is left of the square mirrors the photograph, so that the network sees no edge that is none.
     """
-    picture = photo.on_white() if photo.alpha or photo.colour.mode == "I;16" else photo.colour
+    picture = photo.on_white() if photo.alpha or photo.color.mode == "I;16" else photo.color
     width, height = (max(1, round(side * length / max(picture.size))) for length in picture.size)
     small = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     lightness = _curve(luminance(np.asarray(small))) * np.float32(1.16) - np.float32(0.16)
     before = (side - height) // 2, (side - width) // 2
     after = side - height - before[0], side - width - before[1]
     padded = np.pad(lightness, list(zip(before, after)), mode="symmetric")
-    return View(padded, (slice(before[0], before[0] + height), slice(before[1], before[1] + width)))
+    return ModelInput(padded, (slice(before[0], before[0] + height), slice(before[1], before[1] + width)))
 
 
-class Joined:
-    """A photograph in its predicted colours, strip by strip: every strip can be had on its own, in any thread."""
+class FullResolution:
+    """A photograph in its predicted colors, strip by strip: every strip can be had on its own, in any thread."""
 
-    def __init__(self, photo: Photo, seen: View, ab: np.ndarray) -> None:
+    def __init__(self, photo: Photo, seen: ModelInput, ab: np.ndarray) -> None:
         """`ab`: (2,side,side) float32 in Lab units, as predicted for `seen`."""
         self.photo = photo
-        self.width, self.height = photo.colour.size
+        self.width, self.height = photo.color.size
         self.channels = 4 if photo.alpha else 3
-        planes = (Image.fromarray(np.ascontiguousarray(plane[seen.inside])) for plane in ab)
+        planes = (Image.fromarray(np.ascontiguousarray(plane[seen.valid_region])) for plane in ab)
         # Bicubic interpolation is separable: the columns now, the rows with each strip.
         self.lines = [plane.resize((self.width, plane.height), Image.Resampling.BICUBIC) for plane in planes]
 
@@ -144,7 +144,7 @@ class Joined:
     def strip(self, top: int, bottom: int) -> np.ndarray:
         """The rows from `top` to before `bottom`: (rows,W,3) uint8 sRGB, (rows,W,4) with the photograph's alpha."""
         box = (0, top, self.width, bottom)
-        y = luminance(np.asarray(self.photo.colour.crop(box)))
+        y = luminance(np.asarray(self.photo.color.crop(box)))
         rgb = to_srgb(y, *(self._rows(lines, top, bottom) for lines in self.lines))
         return np.dstack((rgb, np.asarray(self.photo.alpha.crop(box)))) if self.photo.alpha else rgb
 

@@ -1,4 +1,4 @@
-"""Colours many photographs: processes that take them from file to file, and one network that serves them all."""
+"""Colors many photographs: processes that take them from file to file, and one network that serves them all."""
 
 import contextlib
 import multiprocessing
@@ -20,8 +20,8 @@ import Constants
 from deepcolor.common import signals
 from deepcolor.data.image_io import Photo, Unreadable, open_image, read_file, read_photo
 from deepcolor.inference import png
-from deepcolor.inference.full_resolution import Joined, View, view
-from deepcolor.inference.tasks import Errand
+from deepcolor.inference.full_resolution import FullResolution, ModelInput, model_input
+from deepcolor.inference.tasks import ColorizeTask
 from utils import Utils, write_atomically
 
 T = TypeVar("T")
@@ -32,25 +32,25 @@ _BYTES_PER_PROCESS = 1 << 30  # for a photograph of 128 megapixels
 _SECONDS_TO_STOP = 2
 
 
-class Outcome(NamedTuple):
-    """What became of an errand."""
+class TaskResult(NamedTuple):
+    """What became of an task."""
 
-    errand: Errand
+    task: ColorizeTask
     failure: str  # "" if there was none
 
 
-class Crew:
+class InferencePool:
     """Begins to decode at once; the network may come later. Leaving the `with` stops all processes.
 
     Processes, because the dozens of small steps that a small photograph takes would wait for each other in threads.
     Of a large one each step is large: a process works on its strips in threads, on all cores.
     """
 
-    def __init__(self, errands: Sequence[Errand]) -> None:
+    def __init__(self, tasks: Sequence[ColorizeTask]) -> None:
         most = max(1, min(Utils.get_cores(), Utils.get_free_memory() // _BYTES_PER_PROCESS))
-        size = max(1, min(_AT_ONCE, len(errands) // (2 * most)))
-        self.waiting = deque(errands[start : start + size] for start in range(0, len(errands), size))
-        self.hands = [Hand(alone=len(errands) == 1) for _ in range(min(most, len(self.waiting)))]
+        size = max(1, min(_AT_ONCE, len(tasks) // (2 * most)))
+        self.waiting = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
+        self.hands = [WorkerHandle(alone=len(tasks) == 1) for _ in range(min(most, len(self.waiting)))]
         for hand in self.hands:
             hand.give(self.waiting.popleft())
 
@@ -64,10 +64,10 @@ class Crew:
         for hand in self.hands:
             hand.end(max(0.0, deadline - time.monotonic()))
 
-    def serve(self, predict: Predict) -> Iterator[Outcome]:
-        """Lets the network answer the processes, as many at once as ask, and yields what became of each errand."""
-        while busy := {hand.connection: hand for hand in self.hands if hand.errands}:
-            asking: list[tuple[Hand, np.ndarray]] = []
+    def serve(self, predict: Predict) -> Iterator[TaskResult]:
+        """Lets the network answer the processes, as many at once as ask, and yields what became of each task."""
+        while busy := {hand.connection: hand for hand in self.hands if hand.tasks}:
+            asking: list[tuple[WorkerHandle, np.ndarray]] = []
             for connection in wait(list(busy)):
                 try:
                     news = connection.recv()
@@ -78,40 +78,40 @@ class Crew:
                     asking.append((busy[connection], news))
                 else:
                     yield from busy[connection].report(news)
-                    if not busy[connection].errands and self.waiting:
+                    if not busy[connection].tasks and self.waiting:
                         busy[connection].give(self.waiting.popleft())
             if asking:
-                colours = predict(np.concatenate([lightness for _, lightness in asking])[:, None])
+                colors = predict(np.concatenate([lightness for _, lightness in asking])[:, None])
                 for hand, lightness in asking:
-                    mine, colours = colours[: len(lightness)], colours[len(lightness) :]
+                    mine, colors = colors[: len(lightness)], colors[len(lightness) :]
                     hand.send(mine)
 
-    def _replace(self, hand: "Hand") -> Iterator[Outcome]:
+    def _replace(self, hand: "WorkerHandle") -> Iterator[TaskResult]:
         """A process has died: what it was working on is tried once more, each photograph on its own."""
         self.hands.remove(hand)
-        if len(hand.errands) == 1:
-            yield Outcome(hand.errands[0], "its process was killed, perhaps for want of memory")
+        if len(hand.tasks) == 1:
+            yield TaskResult(hand.tasks[0], "its process was killed, perhaps for want of memory")
         else:
-            self.waiting.extendleft([errand] for errand in reversed(hand.errands))
+            self.waiting.extendleft([task] for task in reversed(hand.tasks))
         if self.waiting:
-            self.hands.append(Hand())
+            self.hands.append(WorkerHandle())
             self.hands[-1].give(self.waiting.popleft())
 
 
-class Hand:
-    """A process that colours photographs, seen from the program. For one photograph alone a thread will do."""
+class WorkerHandle:
+    """A process that colors photographs, seen from the program. For one photograph alone a thread will do."""
 
     def __init__(self, alone: bool = False) -> None:
         context = multiprocessing.get_context("spawn")  # it has no use for PyTorch, and would inherit its threads
         self.connection, other = context.Pipe()
-        self.errands: list[Errand] = []  # which it has not yet reported on
+        self.tasks: list[ColorizeTask] = []  # which it has not yet reported on
         if alone:
             self.worker = threading.Thread(target=_work, args=(other,), daemon=True)
             self.worker.start()
             return
         self.worker = context.Process(target=_work_alone, args=(other,), daemon=True)
         # A signal to all processes is for the program alone; a process that has only begun would die of it loudly.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.NUMBERS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
         try:
             self.worker.start()
         finally:
@@ -124,21 +124,21 @@ class Hand:
         if not isinstance(self.worker, threading.Thread):
             self.worker.kill()
 
-    def give(self, errands: Sequence[Errand]) -> None:
-        self.errands = list(errands)
-        self.send(self.errands)
+    def give(self, tasks: Sequence[ColorizeTask]) -> None:
+        self.tasks = list(tasks)
+        self.send(self.tasks)
 
     def send(self, what: object) -> None:
         with contextlib.suppress(ConnectionError):  # it has died, which the next look at the connection tells
             self.connection.send(what)
 
-    def report(self, failures: list[str]) -> Iterator[Outcome]:
-        """What became of the next errands."""
-        done, self.errands = self.errands[: len(failures)], self.errands[len(failures) :]
-        return map(Outcome, done, failures)
+    def report(self, failures: list[str]) -> Iterator[TaskResult]:
+        """What became of the next tasks."""
+        done, self.tasks = self.tasks[: len(failures)], self.tasks[len(failures) :]
+        return map(TaskResult, done, failures)
 
 
-# --- In a process of the crew ----------------------------------------------------------------------
+# --- In a process of the pool ----------------------------------------------------------------------
 
 
 class Stopped(Exception):
@@ -146,25 +146,25 @@ class Stopped(Exception):
 
 
 class _Begun(NamedTuple):
-    """An errand whose photograph has been read, or could not be."""
+    """An task whose photograph has been read, or could not be."""
 
-    errand: Errand
-    read: tuple[Photo, View] | None
+    task: ColorizeTask
+    read: tuple[Photo, ModelInput] | None
     failure: str
 
 
 def _work_alone(connection: Connection) -> NoReturn:
     """The life of a process."""
-    for number in signals.NUMBERS:
+    for number in signals.STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.NUMBERS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
     Utils.keep_memory()
     _work(connection)
     os._exit(0)  # at once: threads may still have strips to compress that nobody wants
 
 
 def _work(connection: Connection) -> None:
-    """Is given errands, asks for colours, reports failures; ends with the connection."""
+    """Is given tasks, asks for colors, reports failures; ends with the connection."""
     with contextlib.suppress(Stopped, EOFError, ConnectionError), ThreadPoolExecutor(Utils.get_cores()) as pool:
         work = _Work(connection, pool)
         while True:
@@ -172,43 +172,43 @@ def _work(connection: Connection) -> None:
 
 
 class _Work:
-    """What a process does with its errands."""
+    """What a process does with its tasks."""
 
     def __init__(self, connection: Connection, pool: Executor) -> None:
         self.connection = connection
         self.pool = pool
 
-    def do(self, errands: Sequence[Errand]) -> None:
-        """Does the errands, a few at a time, and reports on each, in order. Raises Stopped and what Connection does."""
+    def do(self, tasks: Sequence[ColorizeTask]) -> None:
+        """Does the tasks, a few at a time, and reports on each, in order. Raises Stopped and what Connection does."""
         group: list[_Begun] = []
         pixels = 0
-        for errand in errands:
+        for task in tasks:
             self.check()
-            image, failure = _tried(_open, errand)
+            image, failure = _tried(_open, task)
             size = image.width * image.height if image else 0
             if group and pixels + size > _PIXELS_AT_ONCE:
                 self.finish(group)
                 group, pixels = [], 0
             pixels += size
             read, failure = _tried(_read, image) if image else (None, failure)
-            group.append(_Begun(errand, read, failure))
+            group.append(_Begun(task, read, failure))
         self.finish(group)
 
     def finish(self, group: Sequence[_Begun]) -> None:
-        """Has what was read coloured, writes and reports it."""
+        """Has what was read colored, writes and reports it."""
         questions = [begun.read[1].lightness for begun in group if begun.read]
         if questions:
             self.connection.send(np.stack(questions))
             answers = iter(self.connection.recv())
         failures = []
-        for errand, read, failure in group:
+        for task, read, failure in group:
             if read:
-                _, failure = _tried(self.write, errand.target, Joined(*read, next(answers)))
+                _, failure = _tried(self.write, task.target, FullResolution(*read, next(answers)))
             failures.append(failure)
         self.connection.send(failures)
 
-    def write(self, target: Path, joined: Joined) -> None:
-        """Writes a coloured picture. Raises OSError, Stopped."""
+    def write(self, target: Path, joined: FullResolution) -> None:
+        """Writes a colored picture. Raises OSError, Stopped."""
         spans = joined.spans()
 
         def compressed(span: tuple[int, int]) -> png.Strip:
@@ -229,13 +229,13 @@ class _Work:
             raise Stopped
 
 
-def _open(errand: Errand) -> Image.Image:
-    return open_image(read_file(errand.source, errand.root))
+def _open(task: ColorizeTask) -> Image.Image:
+    return open_image(read_file(task.source, task.root))
 
 
-def _read(image: Image.Image) -> tuple[Photo, View]:
+def _read(image: Image.Image) -> tuple[Photo, ModelInput]:
     photo = read_photo(image)
-    return photo, view(photo, Constants.IMAGE_SIZE)
+    return photo, model_input(photo, Constants.IMAGE_SIZE)
 
 
 def _tried(step: Callable[..., T], *arguments: object) -> tuple[T | None, str]:
@@ -247,6 +247,6 @@ def _tried(step: Callable[..., T], *arguments: object) -> tuple[T | None, str]:
     except Unreadable as error:
         return None, str(error)
     except OSError as error:  # of writing: to read raises Unreadable
-        return None, f"the coloured picture cannot be written: {error.strerror or error}"
+        return None, f"the colored picture cannot be written: {error.strerror or error}"
     except Exception as error:  # want of memory, or a defect of ours: no reason to lose the other photographs
         return None, " ".join(f"{type(error).__name__}: {error}".split())

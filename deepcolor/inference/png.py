@@ -10,7 +10,7 @@ import numpy as np
 _SUB, _AVERAGE = 1, 3  # filters of a row: what differs from the pixel before, from the mean of that and the one above
 _LEVEL = 1  # of no account with Z_RLE, which in filtered photographs saves as much as any search for repetitions
 _MODULUS = 65521  # of Adler-32
-_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels
+_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels
 
 
 class Strip(NamedTuple):
@@ -42,7 +42,7 @@ def compress(pixels: np.ndarray) -> Strip:
 def write(file: BinaryIO, width: int, height: int, channels: int, strips: Iterable[Strip]) -> None:
     """Writes a PNG of 8 bits a channel, in sRGB, after the W3C's recommendation. Raises OSError."""
     file.write(b"\x89PNG\r\n\x1a\n")
-    _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0))
+    _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0))
     _chunk(file, b"sRGB", b"\0")
     checksum, before = 1, b"\x78\x01"  # the header of a zlib stream
     for strip in strips:

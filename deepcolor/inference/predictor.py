@@ -9,21 +9,21 @@ import torch
 import Constants
 from Colorizer import Colorizer
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import Output
+from deepcolor.training.checkpoint import RunPaths
 from utils import UserError
 
 
 @dataclass(frozen=True)
-class Painter:
+class Predictor:
     """A Colorizer in eval mode on its device, and what its output means."""
 
     network: Colorizer
     device: torch.device
-    target: tuple[float, float]  # (offset, scale) of Constants.TARGETS
+    output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES
     description: str  # one line: which checkpoint, and why this one
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "Painter":
+    def load(cls, path: Path, device: torch.device) -> "Predictor":
         """Reads a checkpoint, or of the folder of a sweep the best colorizer by the validation images.
 
         Raises UserError if there is none, or if it is not the checkpoint of a Colorizer with finite weights.
@@ -31,10 +31,10 @@ class Painter:
         path, why = best_below(path) if path.is_dir() else (path, "")
         content = checkpoint.load_usable(path)
         if content["network"] != "colorizer":
-            raise UserError(f"{path} is of a {content['network']}, which colours nothing: name one of a colorizer")
+            raise UserError(f"{path} is of a {content['network']}, which colors nothing: name one of a colorizer")
         network = _network(path, content).to(device).eval()
         run = f"{content['activation']}, {content['epoch']} epochs"
-        return cls(network, device, Constants.TARGETS[content["activation"]], f"{path} ({run}{why})")
+        return cls(network, device, Constants.OUTPUT_SCALES[content["activation"]], f"{path} ({run}{why})")
 
     @staticmethod
     def keep_to_one_thread() -> None:
@@ -44,7 +44,7 @@ class Painter:
     @torch.inference_mode()
     def predict(self, lightness: np.ndarray) -> np.ndarray:
         """L (N,1,128,128) in 0..1 -> ab (N,2,128,128) in Lab units, both float32."""
-        offset, scale = self.target
+        offset, scale = self.output_scale
         parts = torch.from_numpy(lightness).split(Constants.EVALUATION_BATCH)
         return torch.cat([self.network(part.to(self.device)).cpu() for part in parts]).mul_(scale).sub_(offset).numpy()
 
@@ -72,7 +72,7 @@ def best_below(folder: Path) -> tuple[Path, str]:
     """
     from deepcolor.reporting import results  # needs much that takes long to import
 
-    models, remarks = results.find_models(Output(folder))
+    models, remarks = results.find_models(RunPaths(folder))
     best = results.best_of_each(results.to_rows(models))
     rows = [row for (network, _), row in best.items() if network == "colorizer"]
     if not rows:

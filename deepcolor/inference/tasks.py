@@ -1,4 +1,4 @@
-"""What a person asks to have coloured: which photographs, and where each is to be written."""
+"""What a person asks to have colored: which photographs, and where each is to be written."""
 
 import functools
 import glob
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import Constants
-from deepcolor.common.cli import shown
+from deepcolor.common.cli import printable
 from deepcolor.data.image_io import find_photos
 
 SUFFIX = "_color"
 
 
 @dataclass(frozen=True)
-class Errand:
-    """One photograph to colour."""
+class ColorizeTask:
+    """One photograph to color."""
 
     source: Path
     root: Path  # a link must not lead out of it
@@ -26,43 +26,43 @@ class Errand:
 
 
 @dataclass
-class Errands:
-    """What is to be coloured, and what is not. Each problem is a line for the user."""
+class TaskList:
+    """What is to be colored, and what is not. Each problem is a line for the user."""
 
-    todo: list[Errand] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)  # coloured pictures that exist already
+    todo: list[ColorizeTask] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)  # colored pictures that exist already
     problems: list[str] = field(default_factory=list)
-    own: list[Path] = field(default_factory=list)  # coloured pictures that were named among the photographs
+    own: list[Path] = field(default_factory=list)  # colored pictures that were named among the photographs
 
 
-def find_errands(names: Iterable[str], output: Path | None, overwrite: bool) -> Errands:
+def find_tasks(names: Iterable[str], output: Path | None, overwrite: bool) -> TaskList:
     """The photographs behind files, folders and patterns such as "album/**/*.jpg", each once, in order.
 
-    A coloured picture lies beside its photograph; below `output`, if that is given, as the photographs lie below
+    A colored picture lies beside its photograph; below `output`, if that is given, as the photographs lie below
     the folder that all have in common. One that exists is kept unless `overwrite`. What this program made itself,
-    grandma_color.png beside a grandma.jpg, is no photograph to colour.
+    grandma_color.png beside a grandma.jpg, is no photograph to color.
     """
-    errands = Errands()
-    found = _found(names, output, errands.problems)
+    tasks = TaskList()
+    found = _found(names, output, tasks.problems)
     common = os.path.commonpath([photo.below for photo in found]) if found else ""
     stems = functools.cache(_stems)
     taken: dict[Path, Path] = {}
     for source, root, _ in found:
         original = source.stem.removesuffix(SUFFIX)
         if original != source.stem and source.suffix == ".png" and original in stems(source.parent):
-            errands.own.append(source)
+            tasks.own.append(source)
             continue
         folder = output / os.path.relpath(source.parent, common) if output else source.parent
         target = folder / f"{source.stem}{SUFFIX}.png"
         if target in taken:
-            twin = f"{shown(target)} belongs to {shown(taken[target])}"
-            errands.problems.append(f"cannot colour {shown(source)}: {twin}; rename one of the two")
+            twin = f"{printable(target)} belongs to {printable(taken[target])}"
+            tasks.problems.append(f"cannot color {printable(source)}: {twin}; rename one of the two")
         elif not overwrite and _is_something(target):
-            errands.kept.append(target)
+            tasks.kept.append(target)
         else:
-            errands.todo.append(Errand(source, root, target))
+            tasks.todo.append(ColorizeTask(source, root, target))
         taken.setdefault(target, source)
-    return errands
+    return tasks
 
 
 class _Found(NamedTuple):
@@ -92,12 +92,12 @@ def _expanded(name: str, problems: list[str]) -> list[Path]:
     if os.path.lexists(name):
         return [Path(name)]
     if not glob.has_magic(name):
-        problems.append(f"no photograph or folder at {shown(name)}")
+        problems.append(f"no photograph or folder at {printable(name)}")
         return []
     matches = sorted(map(Path, glob.glob(name, recursive=True)))
     matches = [path for path in matches if path.is_dir() or path.suffix.lower() in Constants.IMAGE_ENDINGS]
     if not matches:
-        problems.append(f"no photograph matches {shown(name)}")
+        problems.append(f"no photograph matches {printable(name)}")
     return matches
 
 
@@ -106,11 +106,11 @@ def _below(folder: Path, output: Path | None, problems: list[str]) -> list[Path]
     try:
         next(folder.iterdir(), None)
     except OSError as error:
-        problems.append(f"cannot look into {shown(folder)}: {error.strerror}")
+        problems.append(f"cannot look into {printable(folder)}: {error.strerror}")
         return []
     paths = sorted(find_photos(folder, skip=[output] if output else []))
     if not paths:
-        problems.append(f"no photographs in {shown(folder)}: put some there, or name another folder")
+        problems.append(f"no photographs in {printable(folder)}: put some there, or name another folder")
     return [folder / path for path in paths]
 
 

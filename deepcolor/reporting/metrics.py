@@ -1,25 +1,25 @@
-"""How close a coloured picture comes to the photograph, and how colourful both are."""
+"""How close a colored picture comes to the photograph, and how colorful both are."""
 
 import numpy as np
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 
-def scores(original: np.ndarray, coloured: np.ndarray) -> dict[str, float]:
-    """PSNR (dB), SSIM, mean CIEDE2000 and colourfulness of two (H,W,3) uint8 sRGB pictures, as they are written.
+def scores(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
+    """PSNR (dB), SSIM, mean CIEDE2000 and colorfulness of two (H,W,3) uint8 sRGB pictures, as they are written.
 
     PSNR is over all three channels. SSIM is Wang et al. 2004: a Gaussian window of sigma 1.5, population
     covariances. Both without a border crop. Equal pictures have an infinite PSNR.
     """
-    true_lab, lab = rgb2lab(original), rgb2lab(coloured)
+    true_lab, lab = rgb2lab(original), rgb2lab(colored)
     with np.errstate(divide="ignore"):
-        psnr = peak_signal_noise_ratio(original, coloured, data_range=255)
+        psnr = peak_signal_noise_ratio(original, colored, data_range=255)
     return {
         "psnr": float(psnr),
         "ssim": float(
             structural_similarity(
                 original,
-                coloured,
+                colored,
                 gaussian_weights=True,
                 sigma=1.5,
                 use_sample_covariance=False,
@@ -28,19 +28,19 @@ def scores(original: np.ndarray, coloured: np.ndarray) -> dict[str, float]:
             )
         ),
         "delta_e": float(deltaE_ciede2000(true_lab, lab).mean()),
-        "colourfulness": colourfulness(coloured),
-        "colourfulness_true": colourfulness(original),
+        "colorfulness": colorfulness(colored),
+        "colorfulness_true": colorfulness(original),
     }
 
 
-# Below this share of the true chroma, or of its variety, a network has given up: no colours, or one for everything.
+# Below this share of the true chroma, or of its variety, a network has given up: no colors, or one for everything.
 COLLAPSED = 0.2
-# The colours of middle lightness around the a-b plane, and the angle in degrees up to which each is called so.
+# The colors of middle lightness around the a-b plane, and the angle in degrees up to which each is called so.
 _HUES = {20: "red", 85: "brown", 125: "olive", 190: "green", 230: "teal", 300: "blue", 340: "purple", 360: "red"}
 
 
 def chroma(true_ab: np.ndarray, ab: np.ndarray) -> dict[str, float]:
-    """What `colour_use` needs of one image, from its true and its predicted ab (2,H,W) in Lab units."""
+    """What `color_use` needs of one image, from its true and its predicted ab (2,H,W) in Lab units."""
     found = {}
     for suffix, values in (("_true", true_ab), ("", ab)):
         a, b = values
@@ -49,11 +49,11 @@ def chroma(true_ab: np.ndarray, ab: np.ndarray) -> dict[str, float]:
     return found
 
 
-def colour_use(means: dict[str, float]) -> dict[str, float | str]:
-    """How much of the colours there are a network uses, from the means over all images of what `chroma` gives.
+def color_use(means: dict[str, float]) -> dict[str, float | str]:
+    """How much of the colors there are a network uses, from the means over all images of what `chroma` gives.
 
     `chroma_ratio`: mean predicted over mean true chroma, sqrt(a^2 + b^2). `variety_ratio`: the same for the standard
-    deviation of ab over all pixels of all images. `verdict`: "coloured", or to which colour it collapsed.
+    deviation of ab over all pixels of all images. `verdict`: "colored", or to which color it collapsed.
     """
 
     def deviation(suffix: str) -> float:
@@ -62,9 +62,9 @@ def colour_use(means: dict[str, float]) -> dict[str, float | str]:
 
     chroma_ratio = means["chroma"] / max(means["chroma_true"], 1e-9)
     variety_ratio = deviation("") / max(deviation("_true"), 1e-9)
-    verdict = "coloured"
+    verdict = "colored"
     if chroma_ratio < COLLAPSED:
-        verdict = "collapsed to grey"
+        verdict = "collapsed to gray"
     elif variety_ratio < COLLAPSED:
         angle = np.degrees(np.arctan2(means["b"], means["a"])) % 360
         verdict = f"collapsed to {next(name for limit, name in _HUES.items() if angle <= limit)}"
@@ -76,8 +76,8 @@ def mean_scores(collected: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([scores[key] for scores in collected])) for key in collected[0]}
 
 
-def colourfulness(rgb: np.ndarray) -> float:
-    """Hasler and Suesstrunk's M3 (2003) of an (H,W,3) uint8 sRGB picture, on the scale 0..255; grey is 0.
+def colorfulness(rgb: np.ndarray) -> float:
+    """Hasler and Suesstrunk's M3 (2003) of an (H,W,3) uint8 sRGB picture, on the scale 0..255; gray is 0.
 
     rg = R - G, yb = (R + G) / 2 - B, both signed:
     M3 = sqrt(std(rg)^2 + std(yb)^2) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2).

@@ -1,4 +1,4 @@
-"""The pictures that a run writes: grey and coloured PNG, triplets, loss plots, the sweep at a glance."""
+"""The pictures that a run writes: gray and colored PNG, triplets, loss plots, the sweep at a glance."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ import Constants
 from utils import write_atomically
 
 MSE_LABEL = "mse, in units of (ab + 128) / 255"
-# From Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+# From Okabe and Ito's palette, which color-blind readers can tell apart.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 _PADDING, _GAP, _HEAD = 4, 16, 66  # pixels between pictures, between columns of triplets, and above them
 
@@ -26,20 +26,20 @@ _PADDING, _GAP, _HEAD = 4, 16, 66  # pixels between pictures, between columns of
 class Triplet(NamedTuple):
     """One test image three times, (128,128[,3]) uint8."""
 
-    grey: np.ndarray
+    gray: np.ndarray
     original: np.ndarray
-    coloured: np.ndarray
+    colored: np.ndarray
 
 
 def to_srgb(lab: np.ndarray) -> np.ndarray:
-    """Lab (3,H,W) float64 -> (H,W,3) uint8 sRGB; colours outside sRGB are clipped, channel by channel."""
+    """Lab (3,H,W) float64 -> (H,W,3) uint8 sRGB; colors outside sRGB are clipped, channel by channel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of clipped values, which is what is wanted
         return (lab2rgb(lab.transpose(1, 2, 0)) * 255).round().astype(np.uint8)
 
 
-def to_grey(lightness: np.ndarray) -> np.ndarray:
-    """L* (H,W) in 0..100 -> (H,W) uint8: the neutral grey of that L*."""
+def to_gray(lightness: np.ndarray) -> np.ndarray:
+    """L* (H,W) in 0..100 -> (H,W) uint8: the neutral gray of that L*."""
     lab = np.stack([lightness, np.zeros_like(lightness), np.zeros_like(lightness)])
     return to_srgb(lab)[..., 0]
 
@@ -50,7 +50,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def triplet_picture(path: Path, triplets: Sequence[Triplet], title: str) -> None:
-    """Two columns of triplets, pixel by pixel as they are, under a heading: grey, original, coloured."""
+    """Two columns of triplets, pixel by pixel as they are, under a heading: gray, original, colored."""
     half = -(-len(triplets) // 2)
     columns = [_triplet_column(part) for part in (triplets[:half], triplets[half:]) if part]
     width = sum(column.width for column in columns) + _GAP * (len(columns) - 1)
@@ -85,8 +85,8 @@ def loss_plot(path: Path, model: dict) -> None:
     marker = "o" if len(epochs) == 1 else None
     axes.plot(epochs, history["train_mse"], color=BLUE, marker=marker, linewidth=1.2, label="training (augmented)")
     axes.plot(epochs, history["val_mse"], color=ORANGE, marker=marker, linewidth=1.2, label="validation")
-    axes.axhline(metrics["mean_colour_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean colour, test images")
-    axes.axhline(metrics["grey_mse"], color=GREY, linestyle=":", linewidth=1, label="grey, test images")
+    axes.axhline(metrics["mean_color_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean color, test images")
+    axes.axhline(metrics["gray_mse"], color=GRAY, linestyle=":", linewidth=1, label="gray, test images")
     axes.set_yscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel(MSE_LABEL)
@@ -105,7 +105,7 @@ def feature_maps_picture(path: Path, rows: Sequence[dict]) -> None:
     figure = Figure(figsize=(4.8 * len(networks), 3.8), dpi=Constants.DPI, layout="constrained")
     for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks):
         members = [row for row in rows if row["network"] == network]
-        for activation, colour, marker in zip(("", *Constants.ACTIVATIONS), (BLUE, BLUE, ORANGE), "oos"):
+        for activation, color, marker in zip(("", *Constants.ACTIVATIONS), (BLUE, BLUE, ORANGE), "oos"):
             line = [row for row in members if row["activation"] == activation]
             if line:
                 maps, mean, low, high = (
@@ -113,8 +113,8 @@ def feature_maps_picture(path: Path, rows: Sequence[dict]) -> None:
                     for key in ("feature_maps", "test_mse_mean", "test_mse_min", "test_mse_max")
                 )
                 reach = np.abs(np.array([low, high]) - mean)
-                axes.errorbar(maps, mean, reach, color=colour, marker=marker, capsize=3, label=activation or network)
-        axes.axhline(members[0]["mean_colour_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean colour")
+                axes.errorbar(maps, mean, reach, color=color, marker=marker, capsize=3, label=activation or network)
+        axes.axhline(members[0]["mean_color_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean color")
         axes.set_xlabel("feature maps in each layer")
         axes.set_ylabel(MSE_LABEL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,7 +9,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from deepcolor.common import signals
-from deepcolor.training.config import Trajectory
+from deepcolor.training.config import TrainingRun
 from utils import format_seconds
 
 _SECONDS_BETWEEN_LINES = 30  # of the bar, where the console is a file and cannot be written over
@@ -28,9 +28,9 @@ class Progress(Protocol):
 
     def advance(self, epochs: float, status: str) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def log(self, line: str) -> None: ...
 
-    def stopping(self) -> int:
+    def stop_signal(self) -> int:
         """The number of the signal that asked for a stop, 0 if none did."""
         ...
 
@@ -40,22 +40,22 @@ class Silent:
 
     def advance(self, epochs: float, status: str) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def log(self, line: str) -> None: ...
 
-    def stopping(self) -> int:
+    def stop_signal(self) -> int:
         return 0
 
 
-def summary_line(trajectory: Trajectory, run: str, metrics: dict) -> str:
+def summary_line(training_run: TrainingRun, run: str, metrics: dict) -> str:
     """One line about a finished combination."""
-    name = f"{trajectory.task} {run}"
+    name = f"{training_run.task} {run}"
     if metrics["status"] == "diverged":
         return f"{name}: diverged at epoch {metrics['diverged_epoch']}"
-    beats = "beats" if metrics["test_mse"] < metrics["mean_colour_mse"] else "does NOT beat"
-    verdict = f", {metrics['verdict']}" if metrics.get("verdict", "coloured") != "coloured" else ""
+    beats = "beats" if metrics["test_mse"] < metrics["mean_color_mse"] else "does NOT beat"
+    verdict = f", {metrics['verdict']}" if metrics.get("verdict", "colored") != "colored" else ""
     return (
-        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} {beats} the mean colour "
-        f"({metrics['mean_colour_mse']:.6f}){verdict}, {format_seconds(metrics['seconds'])}"
+        f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} {beats} the mean color "
+        f"({metrics['mean_color_mse']:.6f}){verdict}, {format_seconds(metrics['seconds'])}"
     )
 
 
@@ -86,19 +86,19 @@ class SweepProgress:
 
     @classmethod
     @contextlib.contextmanager
-    def shown(cls, seconds: float) -> Iterator["SweepProgress"]:
+    def printable(cls, seconds: float) -> Iterator["SweepProgress"]:
         """The bar on stderr, which listens to the signals that ask for a stop."""
         form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
         with bar(total=max(seconds, 1e-9), bar_format=form) as shown, StopSignal().caught() as stop:
             yield cls(shown, stop)
 
-    def of(self, cost: float) -> "TrajectoryProgress":
-        """The share of a trajectory whose epochs take `cost` seconds each."""
-        return TrajectoryProgress(self, cost)
+    def of(self, cost: float) -> "RunProgress":
+        """The share of a training run whose epochs take `cost` seconds each."""
+        return RunProgress(self, cost)
 
 
-class TrajectoryProgress:
-    """What one trajectory adds to the bar."""
+class RunProgress:
+    """What one training run adds to the bar."""
 
     def __init__(self, sweep: SweepProgress, cost: float) -> None:
         self.sweep = sweep
@@ -110,10 +110,10 @@ class TrajectoryProgress:
         # Never past the end: the expected work is an estimate, and a bar beyond its total shows nothing.
         shown.update(max(0.0, min(epochs * self.cost, shown.total - shown.n)))
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.sweep.bar.clear()
         print(line, flush=True)
         self.sweep.bar.refresh()
 
-    def stopping(self) -> int:
+    def stop_signal(self) -> int:
         return self.sweep.stop.number

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import Constants
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.checkpoint_manager import count_unfinished
-from deepcolor.training.config import Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.checkpoint_manager import count_unfinished_combinations
+from deepcolor.training.config import TrainingRun
 from utils import UserError, format_value, write_atomically
 
 SETTING_COLUMNS = ["network", "activation", "feature_maps", "lr", "epoch", "weight_decay"]
 SCORE_COLUMNS = (
-    "seed status train_mse val_mse test_mse test_mse_a test_mse_b grey_mse mean_colour_mse rmse_lab "
-    "psnr ssim delta_e colourfulness colourfulness_true seconds checkpoint diverged_epoch "
-    "beats_grey beats_mean_colour chroma_ratio variety_ratio verdict"
+    "seed status train_mse val_mse test_mse test_mse_a test_mse_b gray_mse mean_color_mse rmse_lab "
+    "psnr ssim delta_e colorfulness colorfulness_true seconds checkpoint diverged_epoch "
+    "beats_gray beats_mean_color chroma_ratio variety_ratio verdict"
 ).split()
 
 
-def find_models(output: Output) -> tuple[list[dict], list[str]]:
+def find_models(output: RunPaths) -> tuple[list[dict], list[str]]:
     """The finished models below `output`, without their weights, and a line about each file that is none.
 
     Models that learned from other images than the newest one are left out: their figures cannot be compared.
@@ -40,11 +40,11 @@ def find_models(output: Output) -> tuple[list[dict], list[str]]:
             del model["model"]
             models.append(model)
     if models:
-        images = models[-1]["identity"]["images"]
-        others = sum(model["identity"]["images"] != images for model in models)
+        images = models[-1]["fingerprint"]["images"]
+        others = sum(model["fingerprint"]["images"] != images for model in models)
         if others:
             remarks.append(f"{others} model(s) of an earlier run on other images: left out")
-        models = [model for model in models if model["identity"]["images"] == images]
+        models = [model for model in models if model["fingerprint"]["images"] == images]
     return models, remarks
 
 
@@ -69,7 +69,7 @@ def beaten(metrics: dict) -> dict[str, str]:
     """Whether a model is better than the two guesses that look at nothing: "yes" or "no" for each."""
     if metrics["status"] != "done":
         return {}
-    guesses = ("grey", "mean_colour")
+    guesses = ("gray", "mean_color")
     return {f"beats_{guess}": "yes" if metrics["test_mse"] < metrics[f"{guess}_mse"] else "no" for guess in guesses}
 
 
@@ -113,7 +113,7 @@ def write_results(path: Path, rows: Sequence[dict]) -> None:
     write_atomically(path, write)
 
 
-def gather(output: Output, redraw: bool = False) -> list[str]:
+def gather(output: RunPaths, redraw: bool = False) -> list[str]:
     """Makes results.csv and summary.png of everything that is finished, and returns the lines to print.
 
     `redraw`: the loss plots too. Raises UserError if nothing is finished.
@@ -138,12 +138,12 @@ def gather(output: Output, redraw: bool = False) -> list[str]:
     return [*remarks, *_regressor_lines(models, best), *_tables(rows, best)]
 
 
-def what_is_missing(output: Output, trajectories: Sequence[Trajectory], fingerprint: str) -> str:
+def what_is_missing(output: RunPaths, training_runs: Sequence[TrainingRun], fingerprint: str) -> str:
     """A line about the combinations of a plan that are not finished yet on these images; "" if all are."""
-    missing = count_unfinished(trajectories, output, fingerprint)
+    missing = count_unfinished_combinations(training_runs, output, fingerprint)
     if not missing:
         return ""
-    count = sum(len(trajectory.snapshots) for trajectory in trajectories)
+    count = sum(len(training_run.snapshot_epochs) for training_run in training_runs)
     return (
         f"not finished yet: {missing} of {count} combinations. The last part to finish gathers all into Plots/; "
         f"python3 main.py --report --output {shlex.quote(str(output.root))} gathers what there is"
@@ -156,7 +156,7 @@ def _regressor_lines(models: Sequence[dict], best: dict[tuple[str, str], dict]) 
     if winner is None:
         return []
     model = next(m for m in models if m["metrics"]["checkpoint"] == winner["checkpoint"])
-    lines = ["", f"Mean colour of each test image, by the best regressor ({model['run']}), in Lab units:"]
+    lines = ["", f"Mean color of each test image, by the best regressor ({model['run']}), in Lab units:"]
     lines.append(f"  {'predicted a':>11} {'b':>7}   {'true a':>7} {'b':>7}   image")
     for name, *values in model["metrics"]["test_means"]:
         a, b, true_a, true_b = values
@@ -178,17 +178,17 @@ def _tables(rows: Sequence[dict], best: dict[tuple[str, str], dict]) -> list[str
     lines.append("")
     for row in best.values():
         name = " ".join(filter(None, (row["network"], row["activation"])))
-        beats = "beats" if row["beats_mean_colour"] == "yes" else "does NOT beat"
+        beats = "beats" if row["beats_mean_color"] == "yes" else "does NOT beat"
         lines.append(
             f"Best {name}: lr {format_value(row['lr'])}, epoch {row['epoch']}, weight decay "
-            f"{format_value(row['weight_decay'])}: test mse {row['test_mse']:.6f} {beats} the mean colour "
-            f"({row['mean_colour_mse']:.6f}; grey {row['grey_mse']:.6f}){_colours(row)}"
+            f"{format_value(row['weight_decay'])}: test mse {row['test_mse']:.6f} {beats} the mean color "
+            f"({row['mean_color_mse']:.6f}; gray {row['gray_mse']:.6f}){_colors(row)}"
         )
     return lines
 
 
-def _colours(row: dict) -> str:
-    """In words, how much of the colours a colorizer uses; "" for a regressor."""
+def _colors(row: dict) -> str:
+    """In words, how much of the colors a colorizer uses; "" for a regressor."""
     if "verdict" not in row:
         return ""
     return f"; {row['verdict']}, with {row['chroma_ratio']:.0%} of the true chroma"
@@ -200,8 +200,8 @@ def _table(rows: Sequence[dict]) -> list[str]:
         swept.append("seed")
     colorizer = rows[0]["network"] == "colorizer"
     head = ["", *(["activation"] if colorizer else []), "maps", "lr", "epoch", "decay", *swept]
-    head += ["val mse", "test mse", "beats grey?", "mean?"]
-    head += ["PSNR", "SSIM", "dE", "colour/true", "chroma", "verdict"] if colorizer else []
+    head += ["val mse", "test mse", "beats gray?", "mean?"]
+    head += ["PSNR", "SSIM", "dE", "color/true", "chroma", "verdict"] if colorizer else []
     table = [head]
     diverged = [row for row in rows if row["status"] != "done"]
     for rank, row in enumerate([*ranked(rows), *diverged], 1):
@@ -216,25 +216,25 @@ def _score_cells(row: dict, colorizer: bool) -> list[str]:
     if row["status"] != "done":
         return [f"diverged at epoch {row['diverged_epoch']}"]
     cells = [f"{row['val_mse']:.6f}", f"{row['test_mse']:.6f}"]
-    cells += [row["beats_grey"], row["beats_mean_colour"]]
+    cells += [row["beats_gray"], row["beats_mean_color"]]
     if colorizer:
         cells += [f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", f"{row['delta_e']:.2f}"]
-        cells.append(f"{row['colourfulness']:.0f}/{row['colourfulness_true']:.0f}")
+        cells.append(f"{row['colorfulness']:.0f}/{row['colorfulness_true']:.0f}")
         cells += [f"{row['chroma_ratio']:.0%}", row["verdict"]]
     return cells
 
 
-def plan_lines(numbered: Mapping[int, Trajectory]) -> list[str]:
-    """What --plan prints: every combination under its trajectory and that one's number, and the sums."""
+def plan_lines(numbered: Mapping[int, TrainingRun]) -> list[str]:
+    """What --plan prints: every combination under its training run and that one's number, and the sums."""
     lines = []
-    trajectories = numbered.values()
-    for number, trajectory in numbered.items():
-        lines.append(f"{number:3d}  {trajectory.task} {trajectory.name}: {trajectory.snapshots[-1]} epochs")
-        lines += [f"       {trajectory.run_name(epoch)}" for epoch in trajectory.snapshots]
-    combinations = sum(len(trajectory.snapshots) for trajectory in trajectories)
-    epochs = sum(trajectory.snapshots[-1] for trajectory in trajectories)
-    apart = sum(sum(trajectory.snapshots) for trajectory in trajectories)
-    counts = f"{_count(combinations, 'combination')} on {_count(len(trajectories), 'trajectory', 'trajectories')}"
+    training_runs = numbered.values()
+    for number, training_run in numbered.items():
+        lines.append(f"{number:3d}  {training_run.task} {training_run.name}: {training_run.snapshot_epochs[-1]} epochs")
+        lines += [f"       {training_run.run_name(epoch)}" for epoch in training_run.snapshot_epochs]
+    combinations = sum(len(training_run.snapshot_epochs) for training_run in training_runs)
+    epochs = sum(training_run.snapshot_epochs[-1] for training_run in training_runs)
+    apart = sum(sum(training_run.snapshot_epochs) for training_run in training_runs)
+    counts = f"{_count(combinations, 'combination')} in {_count(len(training_runs), 'training run')}"
     lines.append(f"{counts}: {_count(epochs, 'epoch')}" + (f" instead of {apart}" if apart > epochs else ""))
     return lines
 

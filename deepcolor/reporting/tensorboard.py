@@ -14,22 +14,22 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainingRun
 from utils import format_value
 
 METRICS = ("val_mse", "test_mse", "psnr", "ssim", "delta_e", "chroma_ratio")
 
 
-class Board:
-    """The log of one trajectory, written anew whenever a run comes to it, so that nothing is in it twice.
+class TensorBoardLogger:
+    """The log of one training run, written anew whenever a run comes to it, so that nothing is in it twice.
 
     Curves epoch by epoch as they come; of each finished model its hyperparameters, figures, and a colorizer's triplets.
     """
 
-    def __init__(self, output: Output, trajectory: Trajectory) -> None:
+    def __init__(self, output: RunPaths, training_run: TrainingRun) -> None:
         self.output = output
-        self.folder = output.plots / "tensorboard" / trajectory.task / trajectory.name
+        self.folder = output.plots / "tensorboard" / training_run.task / training_run.name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.writer = SummaryWriter(str(self.folder))
         self.written = 0

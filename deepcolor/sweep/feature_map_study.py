@@ -9,13 +9,13 @@ from pathlib import Path
 import Constants
 from deepcolor.reporting.plots import feature_maps_picture
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainingRun
 from utils import Grid, UserError, write_atomically
 
 COLUMNS = (
     "network activation feature_maps seeds val_mse_mean test_mse_mean test_mse_min test_mse_max test_mse_deviation "
-    "grey_mse mean_colour_mse"
+    "gray_mse mean_color_mse"
 ).split()
 
 
@@ -35,14 +35,14 @@ def grid(asked: Grid, flags: Mapping[str, object]) -> Grid:
     return Grid({**first, "feature_maps": Constants.STUDY_FEATURE_MAPS, "seed": seeds})
 
 
-def gather(output: Output, trajectories: Sequence[Trajectory]) -> list[str]:
+def gather(output: RunPaths, training_runs: Sequence[TrainingRun]) -> list[str]:
     """Makes feature_maps.csv and .png of the models that are finished, and returns the lines to print.
 
     Raises UserError if none is finished, OSError if a file cannot be written.
     """
     models = []
-    for trajectory in trajectories:
-        path = output.checkpoint(trajectory, trajectory.snapshots[-1])
+    for training_run in training_runs:
+        path = output.checkpoint(training_run, training_run.snapshot_epochs[-1])
         if path.exists():
             models.append(checkpoint.load_model(path))
     rows = to_rows([model for model in models if model["metrics"]["status"] == "done"])
@@ -50,7 +50,7 @@ def gather(output: Output, trajectories: Sequence[Trajectory]) -> list[str]:
         raise UserError(f"nothing of the study is finished below {output.root}: run it without --report first")
     write_atomically(output.plots / "feature_maps.csv", lambda temporary: _write(temporary, rows))
     feature_maps_picture(output.plots / "feature_maps.png", rows)
-    unfinished = len(trajectories) - len(models)
+    unfinished = len(training_runs) - len(models)
     return [*_lines(rows), *([f"{unfinished} trainings of the study are not finished"] if unfinished else [])]
 
 
@@ -75,8 +75,8 @@ def to_rows(models: Sequence[dict]) -> list[dict]:
                 "test_mse_min": min(mse),
                 "test_mse_max": max(mse),
                 "test_mse_deviation": statistics.stdev(mse) if len(mse) > 1 else 0.0,
-                "grey_mse": metrics[0]["grey_mse"],
-                "mean_colour_mse": metrics[0]["mean_colour_mse"],
+                "gray_mse": metrics[0]["gray_mse"],
+                "mean_color_mse": metrics[0]["mean_color_mse"],
             }
         )
     return rows
@@ -105,5 +105,5 @@ def _lines(rows: Sequence[dict]) -> list[str]:
         answers.append(
             f"Best {name}: {best['feature_maps']} maps (by the validation images), test mse {best['test_mse_mean']:.6f}"
         )
-    maps, mse = Constants.REPORTED_OPTIMUM
+    maps, mse = Constants.REPORTED_BEST
     return [*lines, *answers, f"The report found {maps} maps, mse {mse:.6f}, on images of its own."]

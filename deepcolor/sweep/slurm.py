@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deepcolor.common import signals
-from deepcolor.training.config import Trajectory
+from deepcolor.training.config import TrainingRun
 
 _SECONDS_TO_REQUEUE = 60  # what the scheduler may take to answer
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of `count` parts of a plan, from 0 on: the trajectories whose number is `number` modulo `count`."""
+    """One of `count` parts of a plan, from 0 on: the training runs whose number is `number` modulo `count`."""
 
     number: int
     count: int
@@ -29,8 +29,8 @@ class Part:
             raise ValueError(f"I/N with 0 <= I < N, such as 0/4; not '{text}'")
         return cls(int(found[1]), int(found[2]))
 
-    def of(self, numbered: Mapping[int, Trajectory]) -> dict[int, Trajectory]:
-        """This part of a plan: number -> trajectory. Every trajectory is in exactly one of the parts."""
+    def of(self, numbered: Mapping[int, TrainingRun]) -> dict[int, TrainingRun]:
+        """This part of a plan: number -> training run. Every training run is in exactly one of the parts."""
         return {number: each for number, each in numbered.items() if number % self.count == self.number}
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ def end_stopped(number: int, first: bool = True) -> int:
         return 128 + number
     job = _job() if number == signal.SIGUSR1 else ""
     if not job:
-        print(f"main.py: {signals.STOPPED}", file=sys.stderr)
+        print(f"main.py: {signals.STOPPED_MESSAGE}", file=sys.stderr)
         return 128 + number
     # What it requeues, Slurm ends with SIGTERM, of which scontrol inherits that it is to be ignored.
     for late in (signal.SIGTERM, signal.SIGUSR1):

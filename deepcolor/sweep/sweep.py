@@ -1,4 +1,4 @@
-"""Runs the trajectories of a plan, one by one or side by side, and shows how far they are."""
+"""Runs the training runs of a plan, one by one or side by side, and shows how far they are."""
 
 import contextlib
 import gc
@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from ColorizerManager import ColorizerManager
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting.progress import Progress, Silent, SweepProgress
 from deepcolor.sweep.workers import run_side_by_side
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Trajectory
-from deepcolor.training.distributed import ALONE, World
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainingRun
+from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
 from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
 from utils import UserError, Utils, format_seconds
@@ -29,119 +29,123 @@ _JOBS_PER_GPU = 4
 class Sweep:
     """Trajectories, and all that is needed to train any one of them."""
 
-    trajectories: Sequence[Trajectory]
-    data: LabData
-    output: Output
+    training_runs: Sequence[TrainingRun]
+    data: LabDataModule
+    output: RunPaths
     device: torch.device
     restart: bool = False
     tensorboard: bool = False
-    plan: Sequence[Trajectory] = ()  # the whole, where `trajectories` are a part of it
-    world: World = ALONE
+    plan: Sequence[TrainingRun] = ()  # the whole, where `training_runs` are a part of it
+    context: DistributedContext = SINGLE_PROCESS
 
-    def trainer(self, trajectory: Trajectory, progress: Progress) -> Trainer:
-        torch.set_num_threads(self.threads(trajectory))
-        manager = MANAGERS[trajectory.network]
+    def trainer(self, training_run: TrainingRun, progress: Progress) -> Trainer:
+        torch.set_num_threads(self.threads(training_run))
+        manager = MANAGERS[training_run.network]
         data = self.data.to(self.device)
-        return manager(trajectory, data, self.output, self.device, progress, self.restart, self.world)
+        return manager(training_run, data, self.output, self.device, progress, self.restart, self.context)
 
-    def threads(self, trajectory: Trajectory) -> int:
-        """The threads that a trajectory is trained with: decided by the plan and the machine, never by --jobs.
+    def threads(self, training_run: TrainingRun) -> int:
+        """The threads that a training run is trained with: decided by the plan and the machine, never by --jobs.
 
         Sums come out differently in the last bit with another number of threads. A narrow network gains nothing from
-        a second one; a wide one takes its share of the cores, which is more than one only where trajectories are few.
+        a second one; a wide one takes its share of the cores, which is more than one only where training runs are few.
         """
-        wide = sum(Utils.is_wide(other.settings.feature_maps) for other in self.plan or self.trajectories)
-        cores = Utils.get_cores() // self.world.local_size
-        return max(1, cores // wide) if Utils.is_wide(trajectory.settings.feature_maps) else 1
+        wide = sum(Utils.is_wide(other.config.feature_maps) for other in self.plan or self.training_runs)
+        cores = Utils.get_cores() // self.context.local_world_size
+        return max(1, cores // wide) if Utils.is_wide(training_run.config.feature_maps) else 1
 
-    def costs(self) -> dict[Trajectory, float]:
-        """Seconds per epoch of each trajectory on this machine, measured on a few steps of each kind of network."""
+    def costs(self) -> dict[TrainingRun, float]:
+        """Seconds per epoch of each training run on this machine, measured on a few steps of each kind of network."""
         measured: dict[tuple, float] = {}
         costs = {}
-        for trajectory in self.trajectories:
-            alike = replace(trajectory.settings, lr=1.0, weight_decay=0, seed=0)
-            if (kind := (trajectory.task, alike)) not in measured:
-                measured[kind] = self.trainer(trajectory, Silent()).seconds_per_epoch()
-            costs[trajectory] = measured[kind]
+        for training_run in self.training_runs:
+            alike = replace(training_run.config, lr=1.0, weight_decay=0, seed=0)
+            if (kind := (training_run.task, alike)) not in measured:
+                measured[kind] = self.trainer(training_run, Silent()).measure_seconds_per_epoch()
+            costs[training_run] = measured[kind]
         return costs
 
-    def jobs(self, wish: int | None, seconds: float) -> int:
-        """How many trajectories to train at once; None asks for what is fastest for that many seconds of work.
+    def jobs(self, requested: int | None, seconds: float) -> int:
+        """How many training runs to train at once; None asks for what is fastest for that many seconds of work.
 
         Several ranks are at work on one already.
         """
-        if self.world.size > 1:
+        if self.context.world_size > 1:
             return 1
-        if wish is not None:
-            return min(wish, len(self.trajectories))
+        if requested is not None:
+            return min(requested, len(self.training_runs))
         if seconds < _WORTH_WORKERS:
             return 1
-        threads = max(self.threads(trajectory) for trajectory in self.trajectories)
+        threads = max(self.threads(training_run) for training_run in self.training_runs)
         at_once = Utils.get_cores() // threads
         if self.device.type == "cuda":
             at_once = min(at_once, _JOBS_PER_GPU)
         by_memory = int(Utils.get_free_memory() / _BYTES_PER_JOB)
-        return max(1, min(at_once, by_memory, len(self.trajectories)))
+        return max(1, min(at_once, by_memory, len(self.training_runs)))
 
-    def run(self, wish: int | None = None) -> list[str]:
-        """Trains all trajectories, `wish` of them at once, and returns a line for each that failed.
+    def run(self, requested: int | None = None) -> list[str]:
+        """Trains all training runs, `requested` of them at once, and returns a line for each that failed.
 
         A failure of one leaves the others unharmed. Raises Interrupted, after saving, if a signal asked to stop.
         """
         costs = self.costs()
-        work = {trajectory: costs[trajectory] * trajectory.snapshots[-1] for trajectory in self.trajectories}
+        work = {
+            training_run: costs[training_run] * training_run.snapshot_epochs[-1] for training_run in self.training_runs
+        }
         seconds = sum(work.values())
-        jobs = self.jobs(wish, seconds)
+        jobs = self.jobs(requested, seconds)
         where = f"{self.describe_device()}, {jobs} at once" if jobs > 1 else self.describe_device()
         print(f"About {format_seconds(seconds / jobs)} from the beginning to the end on {where}.", flush=True)
-        with SweepProgress.shown(seconds) as progress:
+        with SweepProgress.printable(seconds) as progress:
             if jobs > 1:
                 # The longest first, lest one of them be all that is left at the end.
-                longest_first = sorted(self.trajectories, key=work.__getitem__, reverse=True)
+                longest_first = sorted(self.training_runs, key=work.__getitem__, reverse=True)
                 failures = run_side_by_side(self.train, longest_first, jobs, costs, progress)
             else:
                 failures = []
-                for trajectory in self.trajectories:
-                    failures.append(self.train(trajectory, progress.of(costs[trajectory])))
-                    if failures[-1] and self.world.size > 1:
+                for training_run in self.training_runs:
+                    failures.append(self.train(training_run, progress.of(costs[training_run])))
+                    if failures[-1] and self.context.world_size > 1:
                         break  # it may have failed on this rank alone: the others cannot go on without it
-        return [failure for failure in failures if failure] or (self.removed() if self.world.first else [])
+        return [failure for failure in failures if failure] or (self.removed() if self.context.is_main_process else [])
 
     def removed(self) -> list[str]:
-        """A line for each trajectory that was trained, and of whose models somebody has removed some meanwhile."""
+        """A line for each training run that was trained, and of whose models somebody has removed some meanwhile."""
         return [
-            f"{trajectory.task} {trajectory.name}: its files were removed meanwhile; start again to have them made anew"
-            for trajectory in self.trajectories
-            if not all(self.output.checkpoint(trajectory, epoch).exists() for epoch in trajectory.snapshots)
+            f"{training_run.task} {training_run.name}: its files were removed meanwhile; start again to have them made anew"
+            for training_run in self.training_runs
+            if not all(self.output.checkpoint(training_run, epoch).exists() for epoch in training_run.snapshot_epochs)
         ]
 
-    def train(self, trajectory: Trajectory, progress: Progress) -> str:
-        """Trains one trajectory; returns what went wrong, "" if nothing did. Raises Interrupted."""
+    def train(self, training_run: TrainingRun, progress: Progress) -> str:
+        """Trains one training run; returns what went wrong, "" if nothing did. Raises Interrupted."""
         try:
-            trainer = self.trainer(trajectory, progress)
-            with self.board(trajectory) as trainer.board:
+            trainer = self.trainer(training_run, progress)
+            with self.board(training_run) as trainer.board:
                 trainer.train()
         except (UserError, OSError, torch.OutOfMemoryError) as error:
-            return f"{trajectory.task} {trajectory.name}: {error}"
-        except Exception as error:  # a defect of ours: shown in full, and no reason to lose the other trajectories
-            progress.say(traceback.format_exc())
-            return f"{trajectory.task} {trajectory.name}: {type(error).__name__}: {error}"
+            return f"{training_run.task} {training_run.name}: {error}"
+        except Exception as error:  # a defect of ours: shown in full, and no reason to lose the other training runs
+            progress.log(traceback.format_exc())
+            return f"{training_run.task} {training_run.name}: {type(error).__name__}: {error}"
         finally:
             # A Trainer refers to itself, by the step that it takes: its network and moments would stay for long.
             trainer = None
             gc.collect()
         return ""
 
-    def board(self, trajectory: Trajectory) -> contextlib.AbstractContextManager:
-        """The log of a trajectory for TensorBoard, where one is wanted, else None."""
-        if not self.tensorboard or not self.world.first:
+    def board(self, training_run: TrainingRun) -> contextlib.AbstractContextManager:
+        """The log of a training run for TensorBoard, where one is wanted, else None."""
+        if not self.tensorboard or not self.context.is_main_process:
             return contextlib.nullcontext()
-        from deepcolor.reporting.tensorboard import Board  # here, because its import takes longer than most of the rest
+        from deepcolor.reporting.tensorboard import (
+            TensorBoardLogger,
+        )  # here, because its import takes longer than most of the rest
 
-        return contextlib.closing(Board(self.output, trajectory))
+        return contextlib.closing(TensorBoardLogger(self.output, training_run))
 
     def describe_device(self) -> str:
         """The device in words, and how many ranks have one each."""
         on_gpu = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else "the CPU"
-        return name if self.world.size == 1 else f"{name}, {self.world.size} ranks"
+        return name if self.context.world_size == 1 else f"{name}, {self.context.world_size} ranks"

@@ -1,4 +1,4 @@
-"""Trains several trajectories at once, each in a process of its own; one of them dying harms no other."""
+"""Trains several training runs at once, each in a process of its own; one of them dying harms no other."""
 
 import contextlib
 import multiprocessing
@@ -13,15 +13,15 @@ from multiprocessing.connection import Connection, wait
 from deepcolor.common import signals
 from deepcolor.common.signals import Interrupted
 from deepcolor.reporting.progress import Progress, StopSignal, SweepProgress
-from deepcolor.training.config import Trajectory
+from deepcolor.training.config import TrainingRun
 from utils import Utils
 
-Train = Callable[[Trajectory, Progress], str]
+Train = Callable[[TrainingRun, Progress], str]
 _SECONDS_BETWEEN_NEWS = 0.1
 
 
 class Worker:
-    """A process that trains one trajectory after the other, as they are handed to it."""
+    """A process that trains one training run after the other, as they are handed to it."""
 
     def __init__(self, train: Train) -> None:
         context = _forkserver(train)
@@ -29,13 +29,13 @@ class Worker:
         self.process = context.Process(target=_work, args=(train, other), daemon=True)
         self.process.start()
         other.close()
-        self.trajectory: Trajectory | None = None
+        self.training_run: TrainingRun | None = None
 
-    def hand(self, trajectory: Trajectory | None) -> None:
-        """Gives it the next trajectory; None, that there is none."""
-        self.trajectory = trajectory
+    def hand(self, training_run: TrainingRun | None) -> None:
+        """Gives it the next training run; None, that there is none."""
+        self.training_run = training_run
         with contextlib.suppress(BrokenPipeError):  # it has died: its sentinel tells
-            self.connection.send(trajectory)
+            self.connection.send(training_run)
 
     def died_of(self) -> str:
         """In words, how the process ended."""
@@ -54,7 +54,7 @@ def _forkserver(train: Train) -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, train.__module__])
     resource_tracker.ensure_running()  # which the server wants, and whose start would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.NUMBERS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -63,18 +63,22 @@ def _forkserver(train: Train) -> multiprocessing.context.ForkServerContext:
 
 
 def run_side_by_side(
-    train: Train, trajectories: Sequence[Trajectory], jobs: int, costs: dict[Trajectory, float], progress: SweepProgress
+    train: Train,
+    training_runs: Sequence[TrainingRun],
+    jobs: int,
+    costs: dict[TrainingRun, float],
+    progress: SweepProgress,
 ) -> list[str]:
-    """Calls `train` for every trajectory, in `jobs` processes, and returns what each returned, or how it died.
+    """Calls `train` for every training run, in `jobs` processes, and returns what each returned, or how it died.
 
     Raises Interrupted once all have saved, if a signal asked to stop.
     """
-    crew = _Crew(train, trajectories, jobs, progress.stop)
+    crew = _Crew(train, training_runs, jobs, progress.stop)
     while busy := crew.busy():
         crew.forward_stop()
         for connection in wait([worker.connection for worker in busy], timeout=_SECONDS_BETWEEN_NEWS):
             worker = next(worker for worker in busy if worker.connection is connection)
-            shown = progress.of(costs[worker.trajectory])
+            shown = progress.of(costs[worker.training_run])
             try:
                 kind, *news = connection.recv()
             except (EOFError, ConnectionResetError):
@@ -94,13 +98,13 @@ def run_side_by_side(
 class _Crew:
     """The workers, what waits for them, and what has come of it."""
 
-    def __init__(self, train: Train, trajectories: Sequence[Trajectory], jobs: int, stop: StopSignal) -> None:
+    def __init__(self, train: Train, training_runs: Sequence[TrainingRun], jobs: int, stop: StopSignal) -> None:
         self.train = train
-        self.waiting = list(trajectories)
+        self.waiting = list(training_runs)
         self.outcomes: list[str] = []
         self.stop = stop
         self.told_to_stop = False
-        self.tried_twice: set[Trajectory] = set()
+        self.tried_twice: set[TrainingRun] = set()
         with signals.raised():  # the server's imports take seconds, in which there is nothing to save
             self.workers = [Worker(train) for _ in range(jobs)]
         for worker in self.workers:
@@ -110,7 +114,7 @@ class _Crew:
         worker.hand(self.waiting.pop(0) if self.waiting else None)
 
     def busy(self) -> list[Worker]:
-        return [worker for worker in self.workers if worker.trajectory is not None]
+        return [worker for worker in self.workers if worker.training_run is not None]
 
     def forward_stop(self) -> None:
         """If a stop was asked for, asks the workers for it, once."""
@@ -124,17 +128,17 @@ class _Crew:
         self._hand_next(worker)
 
     def replace(self, worker: Worker, shown: Progress) -> None:
-        """Puts a new worker in the place of one that died at work, whose trajectory it continues: once."""
-        trajectory, worker.trajectory = worker.trajectory, None
-        what = f"{trajectory.task} {trajectory.name}: {worker.died_of()}"
+        """Puts a new worker in the place of one that died at work, whose training run it continues: once."""
+        training_run, worker.training_run = worker.training_run, None
+        what = f"{training_run.task} {training_run.name}: {worker.died_of()}"
         if self.stop.number:
             return
-        if trajectory in self.tried_twice:
+        if training_run in self.tried_twice:
             self.outcomes.append(what)
         else:
-            self.tried_twice.add(trajectory)
-            self.waiting.insert(0, trajectory)
-            shown.say(f"{what}; it goes on from what was saved")
+            self.tried_twice.add(training_run)
+            self.waiting.insert(0, training_run)
+            shown.log(f"{what}; it goes on from what was saved")
         if self.waiting:
             self.workers[self.workers.index(worker)] = successor = Worker(self.train)
             self._hand_next(successor)
@@ -155,10 +159,10 @@ class _News:
             self.connection.send(("advance", self.untold, status))
             self.untold, self.told_at = 0.0, time.monotonic()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.connection.send(("say", line))
 
-    def stopping(self) -> int:
+    def stop_signal(self) -> int:
         return self.stop.number
 
 
@@ -169,10 +173,10 @@ def _work(train: Train, connection: Connection) -> None:
     with StopSignal().caught() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
         # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.NUMBERS)
-        for trajectory in iter(connection.recv, None):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
+        for training_run in iter(connection.recv, None):
             news = _News(connection, stop)
-            outcome = train(trajectory, news)
+            outcome = train(training_run, news)
             connection.send(("advance", news.untold, ""))
             connection.send(("done", outcome))
 

@@ -13,7 +13,7 @@ import skimage
 import torch
 
 import Constants
-from deepcolor.training.config import Trajectory
+from deepcolor.training.config import TrainingRun
 from utils import UserError, check_writable, locked, write_atomically
 
 # What a file must hold, and of what kind, to be what it says it is.
@@ -30,7 +30,7 @@ MODEL = {
     "image_size": int,
     "metrics": dict,
     "history": dict,
-    "identity": dict,
+    "fingerprint": dict,
 }
 # What it takes to use a model: an earlier version of this program wrote less about it.
 USABLE = {key: MODEL[key] for key in ("model", "network", "activation", "feature_maps", "epoch", "image_size")}
@@ -39,25 +39,37 @@ STATE = {
     "optimizer": dict,
     "epoch": int,
     "batch": int,
-    "squares": float,
+    "loss_sum": float,
     "history": dict,
     "seconds": float,
     "diverged": int,
-    "identity": dict,
+    "fingerprint": dict,
 }
 HYPERPARAMETERS = {"lr": float | int, "epoch": int, "weight_decay": float | int}
-METRICS = {"status": str, "grey_mse": float, "mean_colour_mse": float, "seconds": float, "checkpoint": str}
+METRICS = {"status": str, "gray_mse": float, "mean_color_mse": float, "seconds": float, "checkpoint": str}
 SCORES = {
     "": dict.fromkeys(("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "rmse_lab"), float),
     "regressor": {"test_means": list},
     "colorizer": {
-        **dict.fromkeys(("psnr", "ssim", "delta_e", "colourfulness", "colourfulness_true", "chroma_ratio"), float),
+        **dict.fromkeys(("psnr", "ssim", "delta_e", "colorfulness", "colorfulness_true", "chroma_ratio"), float),
         "verdict": str,
     },
 }
 
 
-class Output:
+# Version 1.0 of the program -> this version.
+_RENAMED_KEYS = {
+    "identity": "fingerprint",
+    "squares": "loss_sum",
+    "copies": "augment_repeats",
+    "grey_mse": "gray_mse",
+    "mean_colour_mse": "mean_color_mse",
+    "colourfulness": "colorfulness",
+    "colourfulness_true": "colorfulness_true",
+}
+
+
+class RunPaths:
     """Where everything below `--output` lies."""
 
     def __init__(self, root: Path) -> None:
@@ -74,15 +86,15 @@ class Output:
         prefix = f"{activation}_" if activation else ""
         return self.plots / network.capitalize() / f"{prefix}{run}_{what}"
 
-    def checkpoint(self, trajectory: Trajectory, epoch: int) -> Path:
-        return self.checkpoints / trajectory.task / f"{trajectory.run_name(epoch)}.pt"
+    def checkpoint(self, training_run: TrainingRun, epoch: int) -> Path:
+        return self.checkpoints / training_run.task / f"{training_run.run_name(epoch)}.pt"
 
-    def state(self, trajectory: Trajectory) -> Path:
-        """From where a trajectory goes on: the model with its optimizer, in the middle or at the end."""
-        return self.checkpoints / trajectory.task / ".trajectories" / f"{trajectory.name}.pt"
+    def state(self, training_run: TrainingRun) -> Path:
+        """From where a training run goes on: the model with its optimizer, in the middle or at the end."""
+        return self.checkpoints / training_run.task / ".state" / f"{training_run.name}.pt"
 
     @contextlib.contextmanager
-    def locked(self, part: Iterable[Trajectory] | None = None) -> Iterator[None]:
+    def locked(self, part: Iterable[TrainingRun] | None = None) -> Iterator[None]:
         """Within, no other run writes below this folder; or, if these are a part of a sweep, only runs of other parts.
 
         Raises UserError if one does already.
@@ -90,9 +102,9 @@ class Output:
         with contextlib.ExitStack() as locks:
             shared = part is not None
             locks.enter_context(self._locked(self.root / ".cache" / "running", f"writing below {self.root}", shared))
-            for trajectory in part or ():
-                path = self.state(trajectory).with_suffix(".lock")
-                locks.enter_context(self._locked(path, f"training {trajectory.task} {trajectory.name}"))
+            for training_run in part or ():
+                path = self.state(training_run).with_suffix(".lock")
+                locks.enter_context(self._locked(path, f"training {training_run.task} {training_run.name}"))
             yield
 
     @contextlib.contextmanager
@@ -131,30 +143,30 @@ def versions() -> dict[str, str]:
 
 
 def describe(
-    trajectory: Trajectory,
+    training_run: TrainingRun,
     epoch: int,
-    identity: dict[str, object],
+    fingerprint: dict[str, object],
     model: dict[str, torch.Tensor],
     metrics: dict[str, object],
     history: dict[str, list[float]],
 ) -> dict[str, object]:
     """The content of a finished model's checkpoint, which needs nothing else to be understood."""
     foreign = ("network", "activation", "images", "epochs")
-    hyperparameters = {"epoch": epoch, **{key: value for key, value in identity.items() if key not in foreign}}
+    hyperparameters = {"epoch": epoch, **{key: value for key, value in fingerprint.items() if key not in foreign}}
     return {
         "model": model,
-        "network": trajectory.network,
-        "activation": trajectory.activation,
-        "run": trajectory.run_name(epoch),
+        "network": training_run.network,
+        "activation": training_run.activation,
+        "run": training_run.run_name(epoch),
         "feature_maps": hyperparameters["feature_maps"],
         "hyperparameters": hyperparameters,
-        "swept": list(trajectory.swept),
+        "swept": list(training_run.swept),
         "epoch": epoch,
-        "seed": trajectory.settings.seed,
+        "seed": training_run.config.seed,
         "image_size": Constants.IMAGE_SIZE,
         "metrics": metrics,
         "history": history,
-        "identity": identity,
+        "fingerprint": fingerprint,
         "versions": versions(),
     }
 
@@ -183,7 +195,21 @@ def load(path: Path) -> dict:
         raise UserError(f"{path} is damaged, or no checkpoint of this program") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of this program")
-    return content
+    return _upgrade(content)
+
+
+def _upgrade(content: dict) -> dict:
+    """Renames the keys that version 1.0 spelled differently, so that its files load like those of this version."""
+    renamed = {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+    for part in ("metrics", "hyperparameters", "fingerprint"):
+        if isinstance(renamed.get(part), dict):
+            renamed[part] = {_RENAMED_KEYS.get(key, key): value for key, value in renamed[part].items()}
+    if isinstance(renamed.get("swept"), list):
+        renamed["swept"] = [_RENAMED_KEYS.get(key, key) if isinstance(key, str) else key for key in renamed["swept"]]
+    metrics = renamed.get("metrics")
+    if isinstance(metrics, dict) and isinstance(metrics.get("verdict"), str):
+        metrics["verdict"] = metrics["verdict"].replace("coloured", "colored").replace("grey", "gray")
+    return renamed
 
 
 def _check_sums(path: Path) -> None:
@@ -205,7 +231,7 @@ def _check_sums(path: Path) -> None:
 
 
 def load_state(path: Path) -> dict:
-    """The same for the state of a trajectory: raises UserError also if a part of it is missing."""
+    """The same for the state of a training run: raises UserError also if a part of it is missing."""
     return _complete(path, load(path), STATE)
 
 
@@ -219,7 +245,7 @@ def load_model(path: Path) -> dict:
     content = _complete(path, load(path), MODEL)
     _complete(path, content["hyperparameters"], HYPERPARAMETERS)
     _complete(path, content["metrics"], METRICS)
-    _complete(path, content["identity"], {"images": str})
+    _complete(path, content["fingerprint"], {"images": str})
     _complete(path, content["history"], {"train_mse": list, "val_mse": list})
     if content["network"] not in Constants.NETWORKS or content["activation"] not in ("", *Constants.ACTIVATIONS):
         raise UserError(f"{path} is no finished model of this program: of an unknown network")

@@ -1,4 +1,4 @@
-"""What a trajectory leaves on the disk, and what an earlier run has left of it."""
+"""What a training run leaves on the disk, and what an earlier run has left of it."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -7,60 +7,62 @@ from pathlib import Path
 import torch
 
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainingRun
 from utils import UserError
 
 
-class Store:
-    """The files of one trajectory: its state, from which it goes on, and a model for each snapshot.
+class CheckpointManager:
+    """The files of one training run: its state, from which it goes on, and a model for each snapshot.
 
-    Only files of the very same training count: same network, settings and images, which `identity` tells.
+    Only files of the very same training count: same network, settings and images, which `fingerprint` tells.
     """
 
     def __init__(
         self,
-        output: Output,
-        trajectory: Trajectory,
-        identity: dict[str, object],
-        say: Callable[[str], None],
+        output: RunPaths,
+        training_run: TrainingRun,
+        fingerprint: dict[str, object],
+        log: Callable[[str], None],
         restart: bool,
     ) -> None:
         self.output = output
-        self.trajectory = trajectory
-        self.identity = identity
-        self.say = say
+        self.training_run = training_run
+        self.fingerprint = fingerprint
+        self.log = log
         self.restart = restart  # nothing that lies there counts
         self.said_anew = False
 
     def finished(self) -> int:
         """How many of the snapshots are finished, from the first on without a gap."""
-        for number, epoch in enumerate(self.trajectory.snapshots):
-            path = self.output.checkpoint(self.trajectory, epoch)
+        for number, epoch in enumerate(self.training_run.snapshot_epochs):
+            path = self.output.checkpoint(self.training_run, epoch)
             model = self._left_over(path, checkpoint.load_model)
             if model is None:
                 return number
             if (model["run"], model["epoch"]) != (path.stem, epoch):
-                self.say(f"{path} is the model of another run, {model['run']}: not used")
+                self.log(f"{path} is the model of another run, {model['run']}: not used")
                 return number
-        return len(self.trajectory.snapshots)
+        return len(self.training_run.snapshot_epochs)
 
     def save_model(self, model: dict, epoch: int) -> None:
         """Raises OSError."""
-        checkpoint.save(model, self.output.checkpoint(self.trajectory, epoch))
+        checkpoint.save(model, self.output.checkpoint(self.training_run, epoch))
 
     def states(self) -> list[dict]:
         """The saved states, newest first: the second is there for the case that the first is damaged."""
-        newest = self.output.state(self.trajectory)
-        found = (self._left_over(path, checkpoint.load_state) for path in (newest, _previous(newest)))
+        newest = self.output.state(self.training_run)
+        version_1 = newest.parent.with_name(".trajectories") / newest.name  # where version 1.0 kept it
+        paths = (path for state in (newest, version_1) for path in (state, _previous(state)))
+        found = (self._left_over(path, checkpoint.load_state) for path in paths)
         return [state for state in found if state is not None]
 
     def save_state(self, state: dict) -> None:
         """Saves the state, and keeps the one before. Raises OSError."""
-        newest = self.output.state(self.trajectory)
+        newest = self.output.state(self.training_run)
         if newest.exists():
             os.replace(newest, _previous(newest))
-        checkpoint.save({**state, "identity": self.identity}, newest)
+        checkpoint.save({**state, "fingerprint": self.fingerprint}, newest)
 
     def _left_over(self, path: Path, load: Callable[[Path], dict]) -> dict | None:
         """What an earlier run left at `path`, if it is of this very training; says what is wrong with it if not."""
@@ -69,17 +71,17 @@ class Store:
         try:
             content = load(path)
         except UserError as error:
-            self.say(f"{error}: not used")
+            self.log(f"{error}: not used")
             return None
-        earlier = content["identity"]
-        changed = [key for key, value in self.identity.items() if earlier.get(key) != value]
+        earlier = content["fingerprint"]
+        changed = [key for key, value in self.fingerprint.items() if earlier.get(key) != value]
         if changed and not self.said_anew:
-            self.say(f"{self.trajectory.task} {self.trajectory.name}: starts anew, changed: {', '.join(changed)}")
+            self.log(f"{self.training_run.task} {self.training_run.name}: starts anew, changed: {', '.join(changed)}")
             self.said_anew = True
         return None if changed else content
 
 
-def restore_moments(optimizer: torch.optim.Adam, moments: dict[int, dict[str, torch.Tensor]], begun: bool) -> None:
+def restore_optimizer(optimizer: torch.optim.Adam, moments: dict[int, dict[str, torch.Tensor]], begun: bool) -> None:
     """Gives Adam back the saved moments of its parameters, and nothing else of what a file may say.
 
     `begun`: whether a step was taken, before which there are none. Raises ValueError or KeyError without the moments of
@@ -96,13 +98,13 @@ def restore_moments(optimizer: torch.optim.Adam, moments: dict[int, dict[str, to
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def count_unfinished(trajectories: Iterable[Trajectory], output: Output, fingerprint: str) -> int:
+def count_unfinished_combinations(training_runs: Iterable[TrainingRun], output: RunPaths, fingerprint: str) -> int:
     """How many combinations of a plan, on the images with that fingerprint, no run has finished yet."""
-    stores = (Store(output, t, t.identity(fingerprint), _say_nothing, restart=False) for t in trajectories)
-    return sum(len(store.trajectory.snapshots) - store.finished() for store in stores)
+    stores = (CheckpointManager(output, t, t.fingerprint(fingerprint), _no_log, restart=False) for t in training_runs)
+    return sum(len(store.training_run.snapshot_epochs) - store.finished() for store in stores)
 
 
-def _say_nothing(line: str) -> None: ...
+def _no_log(line: str) -> None: ...
 
 
 def _previous(path: Path) -> Path:

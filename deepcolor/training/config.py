@@ -1,4 +1,4 @@
-"""What is to be trained: the settings, the trajectories, and the one plan that all parts of the package follow."""
+"""What is to be trained: the settings, the training runs, and the one plan that all parts of the package follow."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ from utils import Grid, UserError, Utils, format_value, parse_feature_maps
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainConfig:
     """Everything that decides what a model becomes, except for how long it is trained. Raises UserError."""
 
     lr: float = Constants.LEARNING_RATES[0]
     weight_decay: float = Constants.WEIGHT_DECAYS[0]
     feature_maps: int | tuple[int, ...] = Constants.FEATURE_MAPS
     batch_size: int = Constants.BATCH_SIZE
-    copies: int = Constants.COPIES
+    augment_repeats: int = Constants.AUGMENT_REPEATS
     seed: int = Constants.SEED
     schedule: str = Constants.SCHEDULE
     warmup_steps: int = Constants.WARMUP_STEPS
@@ -40,7 +40,7 @@ class Settings:
         _check("lr", self.lr, self.lr > 0 and math.isfinite(self.lr), "a number above 0")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number of at least 0")
         _check("batch_size", self.batch_size, _whole(self.batch_size, 1), "a whole number of at least 1")
-        _check("copies", self.copies, _whole(self.copies, 1), "a whole number of at least 1")
+        _check("augment_repeats", self.augment_repeats, _whole(self.augment_repeats, 1), "a whole number of at least 1")
         _check("seed", self.seed, _whole(self.seed, 0), "a whole number of at least 0")
         _check("schedule", self.schedule, self.schedule in ("constant", "cosine"), "constant or cosine")
         _check("warmup_steps", self.warmup_steps, _whole(self.warmup_steps, 0), "a whole number of at least 0")
@@ -48,8 +48,8 @@ class Settings:
         _check("precision", self.precision, self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16")
 
 
-SETTINGS = tuple(field.name for field in fields(Settings))
-SWEEPABLE = ("epoch", *SETTINGS)
+CONFIG_FIELDS = tuple(field.name for field in fields(TrainConfig))
+GRID_KEYS = ("epoch", *CONFIG_FIELDS)
 
 
 def _check(name: str, value: object, holds: bool, wanted: str) -> None:
@@ -62,13 +62,13 @@ def _whole(value: object, least: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class TrainingRun:
     """One model on its way through all the epochs at which a combination of the grid asks for it."""
 
     network: str  # "regressor" or "colorizer"
     activation: str  # of the Colorizer; "" for the Regressor, which has none
-    settings: Settings
-    snapshots: tuple[int, ...]  # ascending
+    config: TrainConfig
+    snapshot_epochs: tuple[int, ...]  # ascending
     swept: tuple[str, ...] = ()  # the keys of the grid beyond Table 1's, which runs are named by as well
 
     @property
@@ -80,29 +80,31 @@ class Trajectory:
     def name(self) -> str:
         """What all of its snapshots have in common: lr_0.001_weight_decay_1e-05."""
         keys = ("lr", "weight_decay", *self.swept)
-        name = "_".join(f"{key}_{format_value(getattr(self.settings, key))}" for key in keys)
-        return name if self.settings.schedule == "constant" else self._prefixed(self.snapshots[-1], name)
+        name = "_".join(f"{key}_{format_value(getattr(self.config, key))}" for key in keys)
+        return name if self.config.schedule == "constant" else self._prefixed(self.snapshot_epochs[-1], name)
 
     def run_name(self, epoch: int) -> str:
         """The name of one combination: epoch_100_lr_0.001_weight_decay_1e-05."""
-        return self.name if self.settings.schedule != "constant" else self._prefixed(epoch, self.name)
+        return self.name if self.config.schedule != "constant" else self._prefixed(epoch, self.name)
 
     @staticmethod
     def _prefixed(epoch: int, name: str) -> str:
         return f"epoch_{epoch}_{name}"
 
-    def identity(self, data_fingerprint: str) -> dict[str, object]:
+    def fingerprint(self, data_fingerprint: str) -> dict[str, object]:
         """What must be equal for two trainings to be the same one, as far as they have come."""
-        horizon = {} if self.settings.schedule == "constant" else {"epochs": self.snapshots[-1]}
-        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.settings).items()}
+        horizon = {} if self.config.schedule == "constant" else {"epochs": self.snapshot_epochs[-1]}
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.config).items()}
         return {"network": self.network, "activation": self.activation, **values, **horizon, "images": data_fingerprint}
 
 
-def plan(grid: Grid, base: dict[str, object], networks: Sequence[str], activations: Sequence[str]) -> list[Trajectory]:
-    """The trajectories that pass through every combination of the grid, each combination once, in a fixed order.
+def expand_grid(
+    grid: Grid, base: dict[str, object], networks: Sequence[str], activations: Sequence[str]
+) -> list[TrainingRun]:
+    """The training runs that pass through every combination of the grid, each combination once, in a fixed order.
 
-    Combinations that differ only in `epoch` share one trajectory; a schedule that looks at the total number of
-    epochs gives each a trajectory of its own. `base` holds the settings that the grid does not sweep.
+    Combinations that differ only in `epoch` share one training run; a schedule that looks at the total number of
+    epochs gives each a training run of its own. `base` holds the config that the grid does not sweep.
     Raises UserError for an unknown key, a list without values, or a value that cannot be.
     """
     _check_grid(grid)
@@ -112,21 +114,21 @@ def plan(grid: Grid, base: dict[str, object], networks: Sequence[str], activatio
     for values in product(*(_unique(values) for values in grid)):
         chosen = dict(zip(grid.names, values))
         epoch = chosen.pop("epoch")
-        settings = Settings(**{**base, **chosen})
-        key = (settings, None if settings.schedule == "constant" else epoch)
+        config = TrainConfig(**{**base, **chosen})
+        key = (config, None if config.schedule == "constant" else epoch)
         stops.setdefault(key, set()).add(epoch)
     return [
-        Trajectory(network, activation, settings, tuple(sorted(epochs)), swept)
+        TrainingRun(network, activation, config, tuple(sorted(epochs)), swept)
         for network, activation in tasks
-        for (settings, _), epochs in stops.items()
+        for (config, _), epochs in stops.items()
     ]
 
 
 def _check_grid(grid: Grid) -> None:
-    if unknown := [name for name in grid.names if name not in SWEEPABLE]:
+    if unknown := [name for name in grid.names if name not in GRID_KEYS]:
         raise UserError(
             f"unknown hyperparameter {', '.join(unknown)} in Utils.get_hyperparameters(); "
-            f"known are {', '.join(SWEEPABLE)}"
+            f"known are {', '.join(GRID_KEYS)}"
         )
     axes = dict(zip(grid.names, grid))
     if "epoch" not in axes:

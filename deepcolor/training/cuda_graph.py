@@ -8,12 +8,12 @@ from torch import Tensor
 _EAGER_STEPS = 3  # before the capture, so that every library has chosen its algorithm and has its memory
 
 
-class GraphedStep:
+class CudaGraphStep:
     """Calls `step(*inputs)` through a CUDA graph for every call whose inputs have the shapes of the first.
 
     The first few calls run as they are, on a stream of their own as a capture needs it; then one is captured
     and from there on replayed. Inputs of another shape (the last batch of an epoch) always run as they are.
-    `step` must write its results in place and must not synchronise.
+    `step` must write its results in place and must not synchronize.
     """
 
     def __init__(self, step: Callable[..., None]) -> None:

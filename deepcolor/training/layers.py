@@ -19,7 +19,7 @@ _FEW_MAPS, _LARGE_SIDE = 8, 16
 _MANY_MAPS, _SMALL_SIDE = 128, 2
 
 
-def enlarge(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv_transpose_as_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.conv_transpose2d(x, weight, bias, stride=2, padding=1)`: (B,I,H,W), (I,O,4,4) -> (B,O,2H,2W).
 
     Line 2i + r of the result hears of the lines i + r - 1 and i + r of x, by the lines 3 - r and 1 - r of the kernel.
@@ -49,7 +49,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, transposed: bool, wanted
     )[:2], bias
 
 
-class _Halve(torch.autograd.Function):
+class _DownConvFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -59,22 +59,22 @@ class _Halve(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         _, grad_weight, _ = _gradients(grad, x, weight, False, [False, ctx.needs_input_grad[1], False])
-        return enlarge(grad, weight) if ctx.needs_input_grad[0] else None, grad_weight
+        return conv_transpose_as_conv(grad, weight) if ctx.needs_input_grad[0] else None, grad_weight
 
 
-class _Enlarge(torch.autograd.Function):
+class _UpConvFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return enlarge(x, weight, bias)
+        return conv_transpose_as_conv(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(grad, *ctx.saved_tensors, True, list(ctx.needs_input_grad))
 
 
-def _narrow(weight: Tensor, small_side: int) -> bool:
-    """Whether `enlarge` with this weight, from pictures of this side, is the fastest way."""
+def _use_conv(weight: Tensor, small_side: int) -> bool:
+    """Whether `conv_transpose_as_conv` with this weight, from pictures of this side, is the fastest way."""
     few = weight.shape[1] <= _FEW_MAPS and weight.shape[0] < Constants.WIDE
     return few and small_side >= _LARGE_SIDE and weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
@@ -90,7 +90,7 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _halved(x: Tensor, weight: Tensor) -> Tensor:
+def _conv_as_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """`F.conv2d(x, weight, stride=2, padding=1)` as a matrix product."""
     (batch, _, height, width), outputs = x.shape, weight.shape[0]
     patches = F.unfold(x, 4, **_STEPS).view(batch, -1, 16, height * width // 4)
@@ -98,7 +98,7 @@ def _halved(x: Tensor, weight: Tensor) -> Tensor:
     return product.view(batch, height // 2, width // 2, outputs).permute(0, 3, 1, 2)
 
 
-def _enlarged(x: Tensor, weight: Tensor) -> Tensor:
+def _conv_transpose_as_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """`F.conv_transpose2d(x, weight, stride=2, padding=1)` as a matrix product."""
     batch, inputs, height, width = x.shape
     product = x.permute(0, 2, 3, 1).reshape(-1, inputs) @ _matrix(weight)
@@ -106,26 +106,26 @@ def _enlarged(x: Tensor, weight: Tensor) -> Tensor:
     return F.fold(patches, (2 * height, 2 * width), 4, **_STEPS)
 
 
-class Halving(nn.Conv2d):
+class DownConv(nn.Conv2d):
     """(B,inputs,H,W) -> (B,outputs,H/2,W/2)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, kernel_size=4, bias=False, **_STEPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _narrow(self.weight, x.shape[-1] // 2):
-            return _Halve.apply(x, self.weight)
-        return _halved(x, self.weight) if _deep(self.weight, x.shape[-1] // 2) else super().forward(x)
+        if _use_conv(self.weight, x.shape[-1] // 2):
+            return _DownConvFunction.apply(x, self.weight)
+        return _conv_as_matmul(x, self.weight) if _deep(self.weight, x.shape[-1] // 2) else super().forward(x)
 
 
-class Enlarging(nn.ConvTranspose2d):
+class UpConv(nn.ConvTranspose2d):
     """(B,inputs,H,W) -> (B,outputs,2H,2W)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel_size=4, bias=bias, **_STEPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _narrow(self.weight, x.shape[-1]):
-            return _Enlarge.apply(x, self.weight, self.bias)
+        if _use_conv(self.weight, x.shape[-1]):
+            return _UpConvFunction.apply(x, self.weight, self.bias)
         # The last layer, which alone has a bias, is never deep: it has two outputs.
-        return _enlarged(x, self.weight) if _deep(self.weight, x.shape[-1]) else super().forward(x)
+        return _conv_transpose_as_matmul(x, self.weight) if _deep(self.weight, x.shape[-1]) else super().forward(x)

@@ -15,57 +15,57 @@ from torch import Tensor, nn
 import Constants
 from deepcolor.common.signals import Interrupted
 from deepcolor.data.batches import EvaluationBatches, TrainingBatches, loader
-from deepcolor.data.dataset import LabData, LabImages
+from deepcolor.data.dataset import LabDataModule, LabDataset
 from deepcolor.reporting.plots import loss_plot
 from deepcolor.reporting.progress import Progress, summary_line
 from deepcolor.training import checkpoint, data_parallel
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.checkpoint_manager import Store, restore_moments
-from deepcolor.training.config import Trajectory
-from deepcolor.training.cuda_graph import GraphedStep
-from deepcolor.training.distributed import ALONE, World
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.checkpoint_manager import CheckpointManager, restore_optimizer
+from deepcolor.training.config import TrainingRun
+from deepcolor.training.cuda_graph import CudaGraphStep
+from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
 from utils import Utils, is_finite, seed_for
 
 if TYPE_CHECKING:
-    from deepcolor.reporting.tensorboard import Board
+    from deepcolor.reporting.tensorboard import TensorBoardLogger
 
 
 class Trainer(ABC):
-    """Trains one trajectory and scores the model at each of its snapshots.
+    """Trains one training run and scores the model at each of its snapshots.
 
     All figures named mse are in units of (ab + 128) / 255. Between two epochs nothing random is carried
     over: what happens in an epoch depends on the seed and its number alone.
     """
 
-    target: tuple[float, float]  # (offset, scale) of Constants.TARGETS: what the network's output means
+    output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES: what the network's output means
 
     def __init__(
         self,
-        trajectory: Trajectory,
-        data: LabData,
-        output: Output,
+        training_run: TrainingRun,
+        data: LabDataModule,
+        output: RunPaths,
         device: torch.device,
         progress: Progress,
         restart: bool = False,
-        world: World = ALONE,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
-        self.trajectory = trajectory
-        self.settings = settings = trajectory.settings
+        self.training_run = training_run
+        self.config = config = training_run.config
         self.data = data
         self.output = output
         self.device = device
-        wide = Utils.is_wide(settings.feature_maps)
+        wide = Utils.is_wide(config.feature_maps)
         self.memory_format = torch.channels_last if wide else torch.contiguous_format
         self.progress = progress
-        self.world = world
+        self.context = context
         self.batches = TrainingBatches(
-            len(data.train), settings.batch_size, settings.copies, settings.seed, settings.crop_area
+            len(data.train), config.batch_size, config.augment_repeats, config.seed, config.crop_area
         )
         self.batches.device = data.train.records.device
-        self.offset = torch.tensor(self.target[0] / self.target[1], dtype=torch.float32, device=device)
-        self.identity = trajectory.identity(data.fingerprint)
-        self.store = Store(output, trajectory, self.identity, progress.say, restart)
-        self.board: Board | None = None  # whoever wants a log for TensorBoard, puts one here
+        self.offset = torch.tensor(self.output_scale[0] / self.output_scale[1], dtype=torch.float32, device=device)
+        self.fingerprint = training_run.fingerprint(data.fingerprint)
+        self.store = CheckpointManager(output, training_run, self.fingerprint, progress.log, restart)
+        self.board: TensorBoardLogger | None = None  # whoever wants a log for TensorBoard, puts one here
         self.start()
 
     # --- What a subclass supplies ------------------------------------------------------------------
@@ -75,11 +75,11 @@ class Trainer(ABC):
         """The network, with its first weights drawn from PyTorch's generator."""
 
     @abstractmethod
-    def truth(self, ab: Tensor) -> Tensor:
+    def target(self, ab: Tensor) -> Tensor:
         """What the network is to predict, in Lab units, from the ab of the images (B,2,128,128)."""
 
     @abstractmethod
-    def second_moment(self, images: LabImages) -> Tensor:
+    def second_moment(self, images: LabDataset) -> Tensor:
         """The mean square of what is to be predicted, for a and b: (2,) float64, in Lab units."""
 
     @abstractmethod
@@ -89,27 +89,27 @@ class Trainer(ABC):
     # --- Training ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Puts the trajectory at its beginning."""
-        world = self.world
+        """Puts the training run at its beginning."""
+        context = self.context
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self.settings.seed, "weights"))
+            torch.manual_seed(seed_for(self.config.seed, "weights"))
             model = self.build().to(self.device, memory_format=self.memory_format)
-        self.model = data_parallel.synchronised(model, self.device, world)
-        self.network = data_parallel.parallel(self.model, self.device, world)  # what a training step calls
+        self.model = data_parallel.convert_sync_batchnorm(model, self.device, context)
+        self.network = data_parallel.wrap_ddp(self.model, self.device, context)  # what a training step calls
         on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
             [p for p in self.model.parameters() if p.requires_grad],
-            lr=torch.tensor(self.settings.lr, device=self.device) if on_gpu else self.settings.lr,
-            weight_decay=self.settings.weight_decay,
+            lr=torch.tensor(self.config.lr, device=self.device) if on_gpu else self.config.lr,
+            weight_decay=self.config.weight_decay,
             fused=True,
             capturable=on_gpu,
         )
         # A graph would have to capture NCCL's part as well: among several ranks the steps are taken as they are.
-        graphed = on_gpu and world.size == 1
-        self.take_step = GraphedStep(self.step) if graphed else data_parallel.stepping(self.step, world)
+        graphed = on_gpu and context.world_size == 1
+        self.take_step = CudaGraphStep(self.step) if graphed else data_parallel.guarded_step(self.step, context)
         self.epoch = 0  # finished ones
         self.batch = 0  # finished ones within the epoch that follows
-        self.squares = torch.zeros((), dtype=torch.float64, device=self.device)  # loss, summed over its images
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # loss, summed over its images
         self.history: dict[str, list[float]] = {"train_mse": [], "val_mse": []}
         self.seconds = 0.0
         self.diverged = 0  # the epoch at which a loss was no longer finite
@@ -122,9 +122,9 @@ class Trainer(ABC):
         """
         finished = self.resume()
         if self.board:
-            for snapshot in self.trajectory.snapshots[:finished]:
-                self.board.model(self.output.checkpoint(self.trajectory, snapshot))
-        for snapshot in self.trajectory.snapshots[finished:]:
+            for snapshot in self.training_run.snapshot_epochs[:finished]:
+                self.board.model(self.output.checkpoint(self.training_run, snapshot))
+        for snapshot in self.training_run.snapshot_epochs[finished:]:
             while self.epoch < snapshot and not self.diverged:
                 self.train_epoch()
             self.finish(snapshot)
@@ -139,15 +139,19 @@ class Trainer(ABC):
             self.set_learning_rate(self.epoch * len(self.batches) + self.batch)
             self.take_step(lightness.to(self.device), ab.to(self.device))
             self.batch += 1
-            self.progress.advance(1 / len(self.batches), f"{self.trajectory.task} {self.trajectory.run_name(number)}")
+            self.progress.advance(
+                1 / len(self.batches), f"{self.training_run.task} {self.training_run.run_name(number)}"
+            )
             due = time.monotonic() - self.saved_at > Constants.SAVE_SECONDS
-            stop, due = self.world.agree(self.progress.stopping(), due, self.batch)
+            stop, due = self.context.sync_stop(self.progress.stop_signal(), due, self.batch)
             if stop or due:
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
-                self.world.collect(self.squares)
-                self.save(stop, self.world)
-        train_mse = self.world.collect(self.squares).item() / (len(self.data.train) * self.settings.copies)
-        data_parallel.share_buffers(self.model, self.world)
+                self.context.sum_on_main(self.loss_sum)
+                self.save(stop, self.context)
+        train_mse = self.context.sum_on_main(self.loss_sum).item() / (
+            len(self.data.train) * self.config.augment_repeats
+        )
+        data_parallel.broadcast_buffers(self.model, self.context)
         self.seconds += time.monotonic() - began
         val_mse = sum(self.evaluate(self.data.val)) / 2
         # From here to the end nothing can interrupt: the epoch is finished as a whole or not at all.
@@ -156,49 +160,49 @@ class Trainer(ABC):
         if not is_finite(train_mse, val_mse):
             self.diverged = number
         self.epoch, self.batch = number, 0
-        self.squares.zero_()
+        self.loss_sum.zero_()
         if self.board:
             self.board.epochs(self.history)
 
     def training_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """What is left of this epoch: (L, ab) of each batch, or of this rank's share of it."""
-        return loader(self.data.train, data_parallel.training_shares(self.batches, self.world))
+        return loader(self.data.train, data_parallel.shard_training_batches(self.batches, self.context))
 
     def step(self, lightness: Tensor, ab: Tensor) -> None:
         """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
-        _, scale = self.target
-        half = self.settings.precision == "bf16"
+        _, scale = self.output_scale
+        half = self.config.precision == "bf16"
         # Without the cache of cast weights, which a CUDA graph must not keep from one step to the next.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             output = self.network(lightness.contiguous(memory_format=self.memory_format))
         # (truth + offset) / scale, in one pass over the pixels
-        target = torch.add(self.offset, self.truth(ab), alpha=1 / scale)
+        target = torch.add(self.offset, self.target(ab), alpha=1 / scale)
         loss = F.mse_loss(output.float(), target)
-        images, weight = data_parallel.counted(len(lightness), self.batches.size(self.batch), self.world)
+        images, weight = data_parallel.loss_weight(len(lightness), self.batches.size(self.batch), self.context)
         self.optimizer.zero_grad(set_to_none=True)
         (loss if weight == 1 else loss * weight).backward()
         self.optimizer.step()
-        self.squares += loss.detach() * (images * (scale / Constants.MSE_UNIT) ** 2)
+        self.loss_sum += loss.detach() * (images * (scale / Constants.MSE_UNIT) ** 2)
 
     def set_learning_rate(self, step: int) -> None:
         """The learning rate of a step: constant, or half a cosine down to zero over all epochs; after the warm-up."""
-        settings = self.settings
-        rate = settings.lr * min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        if settings.schedule == "cosine":
-            rate *= (1 + math.cos(math.pi * step / (len(self.batches) * self.trajectory.snapshots[-1]))) / 2
+        config = self.config
+        rate = config.lr * min(1.0, (step + 1) / (config.warmup_steps + 1))
+        if config.schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * step / (len(self.batches) * self.training_run.snapshot_epochs[-1]))) / 2
         for group in self.optimizer.param_groups:
             if torch.is_tensor(group["lr"]):
                 group["lr"].fill_(rate)  # in place: where a captured step looks for it
             else:
                 group["lr"] = rate
 
-    def seconds_per_epoch(self) -> float:
-        """How long an epoch will take, from a few steps after a first one; the trajectory is at its beginning again."""
+    def measure_seconds_per_epoch(self) -> float:
+        """How long an epoch will take, from a few steps after a first one; the training run is at its beginning again."""
         times = []
         for lightness, ab in itertools.islice(self.training_batches(), 4):
             began = time.monotonic()
             self.take_step(lightness.to(self.device), ab.to(self.device))
-            self.squares.item()  # waits for the device
+            self.loss_sum.item()  # waits for the device
             times.append(time.monotonic() - began)
         self.start()
         return min(times) * len(self.batches)
@@ -209,47 +213,47 @@ class Trainer(ABC):
     def predict(self, lightness: Tensor) -> Tensor:
         """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32."""
         self.model.eval()
-        offset, scale = self.target
+        offset, scale = self.output_scale
         return self.model(lightness.to(self.device)) * scale - offset
 
-    def predictions(self, images: LabImages, world: World) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def predictions(self, images: LabDataset, context: DistributedContext) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(L, ab, `predict(L)`) of all the images in order, batch by batch, or of this rank's share of each batch.
 
         Raises Interrupted, after saving, if a stop was asked for.
         """
-        batches = EvaluationBatches(len(images), world.size)
-        for lightness, ab in loader(images, data_parallel.evaluation_shares(batches, world)):
-            stop, _ = world.agree(self.progress.stopping())
+        batches = EvaluationBatches(len(images), context.world_size)
+        for lightness, ab in loader(images, data_parallel.shard_evaluation_batches(batches, context)):
+            stop, _ = context.sync_stop(self.progress.stop_signal())
             if stop:
-                self.save(stop, world)
+                self.save(stop, context)
             if len(lightness):  # the last images may be fewer than the ranks
                 yield lightness, ab, self.predict(lightness)
 
-    def evaluate(self, images: LabImages) -> tuple[float, float]:
+    def evaluate(self, images: LabDataset) -> tuple[float, float]:
         """The mse of a and that of b over all the images: exact sums, whatever the batches and the ranks."""
-        squares = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for _, ab, predicted in self.predictions(images, self.world):
-            error = predicted - self.truth(ab.to(self.device))
-            squares += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
-        a, b = (self.world.sum(squares) / len(images) / Constants.MSE_UNIT**2).tolist()
+        loss_sum = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for _, ab, predicted in self.predictions(images, self.context):
+            error = predicted - self.target(ab.to(self.device))
+            loss_sum += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
+        a, b = (self.context.sum(loss_sum) / len(images) / Constants.MSE_UNIT**2).tolist()
         return a, b
 
-    def baselines(self, images: LabImages) -> dict[str, float]:
-        """The mse, on the same images, of predicting grey, and of predicting the training set's mean colour."""
+    def baselines(self, images: LabDataset) -> dict[str, float]:
+        """The mse, on the same images, of predicting gray, and of predicting the training set's mean color."""
         mean = torch.from_numpy(images.statistics[:, :2]).mean(dim=0)
         guess = torch.tensor(self.data.mean_ab, dtype=torch.float64)
         square = self.second_moment(images)
         unit = Constants.MSE_UNIT**2
         return {
-            "grey_mse": square.mean().item() / unit,
-            "mean_colour_mse": (square - 2 * guess * mean + guess**2).mean().item() / unit,
+            "gray_mse": square.mean().item() / unit,
+            "mean_color_mse": (square - 2 * guess * mean + guess**2).mean().item() / unit,
         }
 
     # --- What is kept ------------------------------------------------------------------------------
 
     def finish(self, epoch: int) -> None:
         """Scores the model as it is, and keeps it."""
-        run = self.trajectory.run_name(epoch)
+        run = self.training_run.run_name(epoch)
         metrics: dict[str, object] = {
             "status": "diverged" if self.diverged else "done",
             **self.baselines(self.data.test),
@@ -266,29 +270,29 @@ class Trainer(ABC):
                 "test_mse_b": b,
                 "rmse_lab": Constants.MSE_UNIT * math.sqrt((a + b) / 2),
             }
-        self.world.of_first(lambda: self.write(run, epoch, metrics))
+        self.context.run_on_main(lambda: self.write(run, epoch, metrics))
 
     def write(self, run: str, epoch: int, metrics: dict[str, object]) -> None:
         """Writes the pictures of a scored model and, last of all, its checkpoint. On rank 0 alone."""
         if not self.diverged:
             metrics |= self.test(run, metrics["test_mse"])
         metrics["seconds"] = self.seconds
-        metrics["checkpoint"] = str(self.output.checkpoint(self.trajectory, epoch).relative_to(self.output.root))
+        metrics["checkpoint"] = str(self.output.checkpoint(self.training_run, epoch).relative_to(self.output.root))
         model = self.model.state_dict()
-        content = checkpoint.describe(self.trajectory, epoch, self.identity, model, metrics, self.history)
+        content = checkpoint.describe(self.training_run, epoch, self.fingerprint, model, metrics, self.history)
         loss_plot(self.plot(run, "loss.png"), content)
-        self.save(self.progress.stopping(), ALONE)
+        self.save(self.progress.stop_signal(), SINGLE_PROCESS)
         self.store.save_model(content, epoch)
         if self.board:
-            self.board.model(self.output.checkpoint(self.trajectory, epoch))
-        self.progress.say(summary_line(self.trajectory, run, metrics))
+            self.board.model(self.output.checkpoint(self.training_run, epoch))
+        self.progress.log(summary_line(self.training_run, run, metrics))
 
     def plot(self, run: str, what: str) -> Path:
-        return self.output.plot(self.trajectory.network, self.trajectory.activation, run, what)
+        return self.output.plot(self.training_run.network, self.training_run.activation, run, what)
 
-    def save(self, stop: int, world: World) -> None:
-        """Saves the whole state of the trajectory. Raises Interrupted if a stop was asked for by the signal `stop`."""
-        world.of_first(lambda: self.store.save_state(self._state()))
+    def save(self, stop: int, context: DistributedContext) -> None:
+        """Saves the whole state of the training run. Raises Interrupted if a stop was asked for by the signal `stop`."""
+        context.run_on_main(lambda: self.store.save_state(self._state()))
         self.saved_at = time.monotonic()
         if stop:
             raise Interrupted(stop)
@@ -299,7 +303,7 @@ class Trainer(ABC):
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
-            "squares": self.squares.item(),
+            "loss_sum": self.loss_sum.item(),
             "history": self.history,
             "seconds": self.seconds,
             "diverged": self.diverged,
@@ -307,35 +311,35 @@ class Trainer(ABC):
 
     def resume(self) -> int:
         """Goes on from what an earlier run saved, and returns how many of the snapshots it had finished."""
-        snapshots = self.trajectory.snapshots
-        finished = self.world.of_first(self.store.finished)
-        if finished == len(snapshots):
-            self.progress.advance(snapshots[-1], "")
+        snapshot_epochs = self.training_run.snapshot_epochs
+        finished = self.context.run_on_main(self.store.finished)
+        if finished == len(snapshot_epochs):
+            self.progress.advance(snapshot_epochs[-1], "")
             return finished
-        for state in self.world.of_first(lambda: list(self.store.states())):
+        for state in self.context.run_on_main(lambda: list(self.store.states())):
             try:
                 # Further than the next snapshot is too far: its model cannot be had from there any more.
-                if (state["diverged"] or state["epoch"] + (state["batch"] > 0)) <= snapshots[finished]:
+                if (state["diverged"] or state["epoch"] + (state["batch"] > 0)) <= snapshot_epochs[finished]:
                     self._restore(state)
                     self.progress.advance(self.epoch + self.batch / len(self.batches), "")
                     break
             except Exception:  # whatever a state of the right form can hold in its depths
-                self.progress.say(
-                    f"a saved state of {self.trajectory.task} {self.trajectory.name} is damaged: not used"
+                self.progress.log(
+                    f"a saved state of {self.training_run.task} {self.training_run.name} is damaged: not used"
                 )
                 self.start()
         return finished
 
     def _restore(self, state: dict) -> None:
-        """Puts the trajectory where `save` left it. Raises various errors if the state is not what `save` wrote."""
+        """Puts the training run where `save` left it. Raises various errors if the state is not what `save` wrote."""
         epoch, batch = state["epoch"], state["batch"]
         lengths = {name: len(state["history"][name]) for name in self.history}
         if epoch < 0 or not 0 <= batch <= len(self.batches) or set(lengths.values()) != {epoch}:
             raise ValueError(f"epoch {epoch}, batch {batch}, {lengths}")
         self.model.load_state_dict(state["model"])
-        restore_moments(self.optimizer, state["optimizer"]["state"], begun=bool(epoch or batch))
+        restore_optimizer(self.optimizer, state["optimizer"]["state"], begun=bool(epoch or batch))
         self.epoch, self.batch = epoch, batch
-        self.squares.fill_(state["squares"] if self.world.first else 0)
+        self.loss_sum.fill_(state["loss_sum"] if self.context.is_main_process else 0)
         self.history = {name: [float(value) for value in state["history"][name]] for name in self.history}
         self.seconds = state["seconds"]
         self.diverged = state["diverged"]

@@ -9,18 +9,18 @@ from helpers import SIDE, flat, lab_of, named, picture, write
 from skimage.color import lab2rgb, rgb2lab
 
 import Constants
-from deepcolor.data.dataset import LabData
-from deepcolor.reporting.plots import to_grey, to_srgb
+from deepcolor.data.dataset import LabDataModule
+from deepcolor.reporting.plots import to_gray, to_srgb
 
 LEVELS = np.append(np.arange(0, 255, 5), 255)  # 52 a channel, with both ends
 HALF_STEP = 0.5 / 256  # Lab is kept in steps of 1/256
 
 
-def colour_cards() -> list[np.ndarray]:
+def color_cards() -> list[np.ndarray]:
     """Pictures that hold every combination of the levels: the whole sRGB cube, its corners, edges and faces."""
-    colours = np.stack(np.meshgrid(LEVELS, LEVELS, LEVELS), axis=-1).reshape(-1, 3).astype(np.uint8)
+    colors = np.stack(np.meshgrid(LEVELS, LEVELS, LEVELS), axis=-1).reshape(-1, 3).astype(np.uint8)
     size = SIDE * SIDE
-    padded = np.resize(colours, (-(-len(colours) // size) * size, 3))
+    padded = np.resize(colors, (-(-len(colors) // size) * size, 3))
     return list(padded.reshape(-1, SIDE, SIDE, 3))
 
 
@@ -28,10 +28,10 @@ def colour_cards() -> list[np.ndarray]:
 def cards(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each card as sRGB, and as the Lab that training is given of its file."""
     folder = tmp_path_factory.mktemp("cards")
-    pictures = [*colour_cards(), picture(1), picture(2)]
+    pictures = [*color_cards(), picture(1), picture(2)]
     for number, rgb in enumerate(pictures):
         write(folder / f"card{number}.png", rgb)
-    data = LabData.load(folder, tmp_path_factory.mktemp("output"))
+    data = LabDataModule.load(folder, tmp_path_factory.mktemp("output"))
     places = named(data)
     assert len(places) == len(pictures)
     found = [places[f"card{number}"] for number in range(len(pictures))]
@@ -53,12 +53,12 @@ def test_lab_back_to_srgb_is_the_photograph_exactly(cards: list[tuple[np.ndarray
         assert np.array_equal(to_srgb(lab.transpose(2, 0, 1)), rgb)
 
 
-def test_all_srgb_colours_fit_into_both_targets(cards: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_all_srgb_colors_fit_into_both_targets(cards: list[tuple[np.ndarray, np.ndarray]]) -> None:
     ab = np.concatenate([lab[..., 1:].reshape(-1, 2) for _, lab in cards])
     assert ab.min(axis=0) == pytest.approx([-86.2, -107.9], abs=0.1)
     assert ab.max(axis=0) == pytest.approx([98.2, 94.5], abs=0.1)
     for activation, low in (("sigmoid", 0), ("tanh", -1)):
-        offset, scale = Constants.TARGETS[activation]
+        offset, scale = Constants.OUTPUT_SCALES[activation]
         target = (ab + offset) / scale
         assert low <= target.min()
         assert target.max() <= 1
@@ -66,14 +66,14 @@ def test_all_srgb_colours_fit_into_both_targets(cards: list[tuple[np.ndarray, np
 
 def test_targets_are_those_of_the_report() -> None:
     for activation, expected in (("sigmoid", [0, 128 / 255, 1]), ("tanh", [-1, 0, 127 / 128])):
-        offset, scale = Constants.TARGETS[activation]
+        offset, scale = Constants.OUTPUT_SCALES[activation]
         assert [(ab + offset) / scale for ab in (-128, 0, 127)] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_input_is_true_lightness_and_not_luma(tmp_path: Path) -> None:
-    for number, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
-        write(tmp_path / "images" / f"{number}.png", flat(colour))
-    data = LabData.load(tmp_path / "images", tmp_path)
+    for number, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        write(tmp_path / "images" / f"{number}.png", flat(color))
+    data = LabDataModule.load(tmp_path / "images", tmp_path)
     for number, (lightness, a, b) in enumerate(
         [(53.24, 80.09, 67.20), (87.73, -86.18, 83.18), (32.30, 79.19, -107.86)]
     ):
@@ -86,7 +86,7 @@ def test_the_input_is_true_lightness_and_not_luma(tmp_path: Path) -> None:
         assert ab[1].numpy() == pytest.approx(b, abs=0.02)
 
 
-def test_a_colour_outside_srgb_is_clipped_channel_by_channel() -> None:
+def test_a_color_outside_srgb_is_clipped_channel_by_channel() -> None:
     lab = np.full((3, 4, 4), 60.0)
     lab[1:] = [[[120]], [[-90]]]
     expected = (np.clip(lab2rgb(lab.transpose(1, 2, 0)), 0, 1) * 255).round()
@@ -94,7 +94,7 @@ def test_a_colour_outside_srgb_is_clipped_channel_by_channel() -> None:
     assert expected.max() == 255
 
 
-def test_every_grey_level_is_the_grey_of_its_lightness() -> None:
+def test_every_gray_level_is_the_gray_of_its_lightness() -> None:
     levels = np.arange(256, dtype=np.uint8)[None]
     lightness = oracles.lab(np.stack([levels] * 3, axis=-1))[..., 0]
-    assert np.array_equal(to_grey(lightness), levels)
+    assert np.array_equal(to_gray(lightness), levels)

@@ -100,7 +100,7 @@ def read_image(content: bytes) -> str:
     """ "read" or "refused"; anything else is a fault."""
     began = time.monotonic()
     try:
-        pixels = image_io.decode_thumbnail(content)
+        pixels = image_io.decode_image(content)
         result = "read" if pixels.shape == (128, 128, 3) and pixels.dtype == np.uint8 else f"not RGB: {pixels.shape}"
     except image_io.Unreadable as error:
         result = "refused" if str(error) and "\n" not in str(error) else f"no reason: {error!r}"

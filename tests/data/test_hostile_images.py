@@ -16,8 +16,8 @@ from survival import Process, figure, png
 
 import main
 from deepcolor.data import lab_cache
-from deepcolor.data.dataset import LabData, picture_names
-from deepcolor.data.image_io import decode_thumbnail
+from deepcolor.data.dataset import LabDataModule, picture_names
+from deepcolor.data.image_io import decode_image
 
 pytest_plugins = ["survival"]
 
@@ -67,17 +67,17 @@ def odd_files(folder: Path) -> int:
     """Puts what is strange but can be read into a folder; returns how many files."""
     before = len(list(folder.iterdir()))
     rgb = Image.fromarray(picture(3, 90, 120))
-    grey = np.asarray(rgb.convert("L"))
+    gray = np.asarray(rgb.convert("L"))
     write(folder / "1x1.png", picture(4, 1, 1))
     write(folder / "1x10000.png", picture(5, 10_000, 1))
     write(folder / "10000x1.png", picture(6, 1, 10_000))
     rgb.convert("CMYK").save(folder / "cmyk.jpg")
     rgb.convert("P").save(folder / "palette.png")
     rgb.convert("1").save(folder / "bits.png")
-    rgb.convert("LA").save(folder / "grey alpha.png")
+    rgb.convert("LA").save(folder / "gray alpha.png")
     rgb.convert("RGBA").save(folder / "alpha.webp")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "16 bits.png")
-    Image.fromarray((grey / 255).astype(np.float32)).save(folder / "float.tif")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "16 bits.png")
+    Image.fromarray((gray / 255).astype(np.float32)).save(folder / "float.tif")
     Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(folder / "nan.tif")
     frames = [Image.fromarray(picture(seed, 60, 60)) for seed in (7, 8, 9)]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
@@ -174,7 +174,7 @@ def test_a_large_photo_of_every_orientation_is_upright(orientation: int) -> None
     stored = upright.transpose(Image.Transpose(turned[orientation])) if orientation > 1 else upright
     stored.save(file, "JPEG", quality=95, exif=exif)
     expected = np.asarray(upright.resize((192, 128), Image.Resampling.BOX))[:, 32:160].astype(float)
-    assert np.abs(decode_thumbnail(file.getvalue()) - expected).mean() < 3
+    assert np.abs(decode_image(file.getvalue()) - expected).mean() < 3
 
 
 @pytest.mark.parametrize("what", ["vanishes", "is cut", "is replaced"])
@@ -194,12 +194,12 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
         return content[:200] if path == victim and what == "is cut" else content
 
     monkeypatch.setattr(lab_cache, "read_file", read_file)
-    first = LabData.load(tmp_path / "images", tmp_path / "out")
+    first = LabDataModule.load(tmp_path / "images", tmp_path / "out")
     assert list(first.left_out) == ([] if what == "is replaced" else ["3.png"])
     monkeypatch.undo()
     victim.write_bytes(new)
-    second = LabData.load(tmp_path / "images", tmp_path / "out")
-    fresh = LabData.load(tmp_path / "images", tmp_path / "elsewhere")
+    second = LabDataModule.load(tmp_path / "images", tmp_path / "out")
+    fresh = LabDataModule.load(tmp_path / "images", tmp_path / "elsewhere")
     assert not second.left_out
     assert second.fingerprint == fresh.fingerprint != first.fingerprint
 
@@ -214,7 +214,7 @@ def test_ten_thousand_files(tmp_path: Path) -> None:
         os.link(tmp_path / f"originals/{number % contents}.png", tmp_path / f"images/{number // 2}{ending}")
     for _ in range(2):  # decoding, and what the next run finds
         began = time.monotonic()
-        data = LabData.load(tmp_path / "images", tmp_path / "out")
+        data = LabDataModule.load(tmp_path / "images", tmp_path / "out")
         seconds = time.monotonic() - began
         subsets = (data.train, data.val, data.test)
         assert sum(map(len, subsets)) == names

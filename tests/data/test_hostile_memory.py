@@ -23,7 +23,7 @@ content = open(sys.argv[1], "rb").read()
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) << 10
 before = peak()
 try:
-    image_io.decode_thumbnail(content)
+    image_io.decode_image(content)
     print(peak() - before, "read")
 except image_io.Unreadable as error:
     print(peak() - before, error)
@@ -39,7 +39,7 @@ def decode(path: Path) -> tuple[int, str]:
 
 
 def progressive_jpeg(side: int, complete: bool = True) -> bytes:
-    """A grey progressive JPEG that is black, of one bit for each 8 x 8 pixels."""
+    """A gray progressive JPEG that is black, of one bit for each 8 x 8 pixels."""
     table = b"\xff\xdb" + struct.pack(">H", 67) + b"\0" + b"\1" * 64
     frame = b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, side, side, 1) + b"\1\x11\0"
     codes = b"\xff\xc4" + struct.pack(">H", 20) + b"\0" + bytes([1] + [0] * 15) + b"\0"
@@ -49,10 +49,10 @@ def progressive_jpeg(side: int, complete: bool = True) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("bits", "colour"), [(1, 0), (8, 0), (16, 0), (8, 2), (16, 2), (8, 3), (8, 4), (8, 6), (16, 6)], ids=str
+    ("bits", "color"), [(1, 0), (8, 0), (16, 0), (8, 2), (16, 2), (8, 3), (8, 4), (8, 6), (16, 6)], ids=str
 )
-def test_the_largest_png_of_every_kind(tmp_path: Path, bits: int, colour: int) -> None:
-    (tmp_path / "it.png").write_bytes(png(SIDE, SIDE, bits, colour))
+def test_the_largest_png_of_every_kind(tmp_path: Path, bits: int, color: int) -> None:
+    (tmp_path / "it.png").write_bytes(png(SIDE, SIDE, bits, color))
     taken, result = decode(tmp_path / "it.png")
     assert result == "read"
     assert taken / SIDE**2 * Constants.MAX_PIXELS < MOST_BYTES, f"{taken / SIDE**2:.0f} bytes for each pixel"

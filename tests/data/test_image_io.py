@@ -9,16 +9,16 @@ import pytest
 from helpers import ORIENTATION, SIDE, as_the_camera_lay, lab_of, named, picture, swapped_profile, write
 from PIL import Image
 
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting.plots import to_srgb
 
 
-def data_with(path: Path) -> LabData:
+def data_with(path: Path) -> LabDataModule:
     """The data of a folder whose train/ holds this file, and two pictures beside it."""
     for number, subset in enumerate(("val", "test")):
         write(path.parent.parent / subset / f"{subset}.png", picture(90 + number, 16, 16))
     write(path.parent / "other.png", picture(92, 16, 16))
-    return LabData.load(path.parent.parent, path.parent.parent.parent / "output")
+    return LabDataModule.load(path.parent.parent, path.parent.parent.parent / "output")
 
 
 def seen(path: Path) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_the_middle_is_cut_out(file: Path, height: int, width: int) -> None:
     rgb = picture(1, height, width)
     top, left = round((height - SIDE) / 2), round((width - SIDE) / 2)
     found = seen(write(file.with_suffix(".png"), rgb)).astype(int)
-    # Where the middle lies between two pixels, either neighbour or something between them is right.
+    # Where the middle lies between two pixels, either neighbor or something between them is right.
     tolerance = 0 if (height - SIDE) % 2 == (width - SIDE) % 2 == 0 else 12
     assert np.abs(found - rgb[top : top + SIDE, left : left + SIDE]).max() <= tolerance
 
@@ -73,7 +73,7 @@ def test_a_small_picture_is_enlarged(file: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_of_the_camera_is_honoured(file: Path, orientation: int) -> None:
+def test_the_orientation_of_the_camera_is_honored(file: Path, orientation: int) -> None:
     upright = picture(2, 128, 160)
     stored = as_the_camera_lay(upright, orientation)
     exif = Image.Exif()
@@ -84,14 +84,14 @@ def test_the_orientation_of_the_camera_is_honoured(file: Path, orientation: int)
 
 def test_modes_without_transparency(file: Path) -> None:
     rgb = Image.fromarray(picture(3))
-    grey = np.asarray(rgb.convert("L"))
+    gray = np.asarray(rgb.convert("L"))
     palette = rgb.convert("P", palette=Image.Palette.ADAPTIVE)
     ink = Image.fromarray(np.concatenate([255 - np.asarray(rgb), np.zeros((SIDE, SIDE, 1), np.uint8)], 2), "CMYK")
     expected = {
-        "grey.png": (rgb.convert("L"), grey[..., None]),
+        "gray.png": (rgb.convert("L"), gray[..., None]),
         "palette.png": (palette, np.asarray(palette.convert("RGB"))),
         "palette.gif": (palette, np.asarray(palette.convert("RGB"))),
-        "bits.png": (Image.fromarray(grey > 128), np.where(grey > 128, 255, 0)[..., None]),
+        "bits.png": (Image.fromarray(gray > 128), np.where(gray > 128, 255, 0)[..., None]),
         "ink.tif": (ink, np.asarray(rgb)),
     }
     for name, (image, pixels) in expected.items():
@@ -102,15 +102,15 @@ def test_modes_without_transparency(file: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_what_is_transparent_lies_on_white(file: Path, mode: str) -> None:
-    colour = picture(4)[..., : len(mode) - 1]
+    color = picture(4)[..., : len(mode) - 1]
     alpha = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[:, None, None], (SIDE, SIDE, 1))
-    image = Image.fromarray(np.concatenate([colour, alpha], axis=2), mode)
+    image = Image.fromarray(np.concatenate([color, alpha], axis=2), mode)
     share = alpha / 255
-    expected = colour * share + 255 * (1 - share)
+    expected = color * share + 255 * (1 - share)
     assert np.abs(seen(saved(image, file.with_suffix(".png"))) - expected).max() <= 1
 
 
-def test_a_transparent_colour_of_a_palette_is_white(file: Path) -> None:
+def test_a_transparent_color_of_a_palette_is_white(file: Path) -> None:
     image = Image.fromarray(np.repeat([[0] * 64 + [1] * 64], SIDE, axis=0).astype(np.uint8), "P")
     image.putpalette([10, 20, 30, 200, 100, 50])
     found = seen(saved(image, file.with_suffix(".png"), transparency=0))
@@ -120,9 +120,9 @@ def test_a_transparent_colour_of_a_palette_is_white(file: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_16_bits_are_scaled_and_not_cut_off(file: Path, ending: str) -> None:
-    grey = picture(5)[..., 0]
-    path = saved(Image.fromarray(grey.astype(np.uint16) * 257), file.with_suffix(ending))
-    assert np.array_equal(seen(path), np.repeat(grey[..., None], 3, axis=2))
+    gray = picture(5)[..., 0]
+    path = saved(Image.fromarray(gray.astype(np.uint16) * 257), file.with_suffix(ending))
+    assert np.array_equal(seen(path), np.repeat(gray[..., None], 3, axis=2))
 
 
 def test_a_large_picture_of_16_dark_bits_stays_dark(file: Path) -> None:
@@ -132,13 +132,13 @@ def test_a_large_picture_of_16_dark_bits_stays_dark(file: Path) -> None:
 
 
 def test_floats_from_0_to_1_are_scaled(file: Path) -> None:
-    grey = picture(6)[..., 1]
-    path = saved(Image.fromarray((grey / 255).astype(np.float32)), file.with_suffix(".tif"))
-    assert np.array_equal(seen(path), np.repeat(grey[..., None], 3, axis=2))
+    gray = picture(6)[..., 1]
+    path = saved(Image.fromarray((gray / 255).astype(np.float32)), file.with_suffix(".tif"))
+    assert np.array_equal(seen(path), np.repeat(gray[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_the_colour_profile_is_applied(file: Path, mode: str) -> None:
+def test_the_color_profile_is_applied(file: Path, mode: str) -> None:
     rgb = picture(7)
     path = saved(Image.fromarray(rgb).convert(mode), file.with_suffix(".png"), icc_profile=swapped_profile())
     difference = np.abs(seen(path).astype(int) - rgb[..., ::-1])

@@ -15,7 +15,7 @@ from PIL import Image
 import Constants
 import main
 from deepcolor.data.batches import TrainingBatches, loader
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.lab_cache import read_ahead
 
 
@@ -40,21 +40,21 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return opened
 
 
-def pixels(data: LabData) -> dict[str, tuple[str, bytes]]:
+def pixels(data: LabDataModule) -> dict[str, tuple[str, bytes]]:
     """Name -> its subset and the Lab that training is given."""
     return {name: (s, lab_of(getattr(data, s), index).tobytes()) for name, (s, index) in named(data).items()}
 
 
-def lightness(data: LabData, name: str) -> float:
+def lightness(data: LabDataModule, name: str) -> float:
     subset, index = named(data)[name]
     return float(lab_of(getattr(data, subset), index)[..., 0].mean())
 
 
 def test_the_second_run_decodes_nothing_and_sees_the_same(images: Path, tmp_path: Path, decoded: list[object]) -> None:
-    first = LabData.load(images, tmp_path)
+    first = LabDataModule.load(images, tmp_path)
     assert len(decoded) == 12
     decoded.clear()
-    second = LabData.load(images, tmp_path)
+    second = LabDataModule.load(images, tmp_path)
     assert decoded == []
     assert pixels(second) == pixels(first)
     assert second.fingerprint == first.fingerprint
@@ -68,33 +68,33 @@ def test_an_epoch_decodes_nothing(images: Path, tmp_path: Path, decoded: list[ob
 
 
 def test_only_what_is_new_is_decoded(images: Path, tmp_path: Path, decoded: list[object]) -> None:
-    before = pixels(LabData.load(images, tmp_path))
+    before = pixels(LabDataModule.load(images, tmp_path))
     decoded.clear()
     write(images / "new.bmp", picture(50))
     (images / "p3.bmp").unlink()
-    after = pixels(LabData.load(images, tmp_path))
+    after = pixels(LabDataModule.load(images, tmp_path))
     assert len(decoded) == 1
     assert set(after) == {*before, "new"} - {"p3"}
     assert all(after[name][1] == before[name][1] for name in before if name != "p3")
 
 
 def test_a_changed_picture_is_noticed_although_size_and_time_are_the_same(images: Path, tmp_path: Path) -> None:
-    before = LabData.load(images, tmp_path)
+    before = LabDataModule.load(images, tmp_path)
     status = (images / "p5.bmp").stat()
     write(images / "p5.bmp", flat((200, 30, 90)))
     os.utime(images / "p5.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (images / "p5.bmp").stat().st_size == status.st_size
-    after = LabData.load(images, tmp_path)
+    after = LabDataModule.load(images, tmp_path)
     assert lightness(after, "p5") == pytest.approx(oracles.lab(np.array([200, 30, 90]))[0], abs=0.01)
     assert after.fingerprint != before.fingerprint
 
 
 def test_pictures_that_change_places_are_noticed(images: Path, tmp_path: Path) -> None:
-    before = LabData.load(images, tmp_path)
+    before = LabDataModule.load(images, tmp_path)
     (images / "p1.bmp").rename(images / "aside.bmp")
     (images / "p2.bmp").rename(images / "p1.bmp")
     (images / "aside.bmp").rename(images / "p2.bmp")
-    after = LabData.load(images, tmp_path)
+    after = LabDataModule.load(images, tmp_path)
     assert pixels(after)["p1"] == pixels(before)["p2"]
     assert pixels(after)["p2"] == pixels(before)["p1"]
 
@@ -102,9 +102,9 @@ def test_pictures_that_change_places_are_noticed(images: Path, tmp_path: Path) -
 def test_a_picture_that_was_mended_is_no_longer_left_out(images: Path, tmp_path: Path) -> None:
     whole = (images / "p4.bmp").read_bytes()
     (images / "p4.bmp").write_bytes(whole[:100])
-    assert list(LabData.load(images, tmp_path).left_out) == ["p4.bmp"]
+    assert list(LabDataModule.load(images, tmp_path).left_out) == ["p4.bmp"]
     (images / "p4.bmp").write_bytes(whole)
-    data = LabData.load(images, tmp_path)
+    data = LabDataModule.load(images, tmp_path)
     assert not data.left_out
     assert "p4" in named(data)
 
@@ -119,19 +119,19 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
 def test_a_damaged_cache_is_made_anew(images: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    whole = pixels(LabData.load(images, tmp_path))
+    whole = pixels(LabDataModule.load(images, tmp_path))
     for path in [path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and path.stat().st_size]:
         damage(path)
-        assert pixels(LabData.load(images, tmp_path)) == whole
+        assert pixels(LabDataModule.load(images, tmp_path)) == whole
 
 
 def test_a_pixel_that_the_disk_spoiled_is_decoded_again(images: Path, tmp_path: Path) -> None:
-    whole = pixels(LabData.load(images, tmp_path))
+    whole = pixels(LabDataModule.load(images, tmp_path))
     records = max((path for path in (tmp_path / ".cache").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(records.read_bytes())
     content[len(content) // 3] ^= 0x55
     records.write_bytes(content)
-    assert pixels(LabData.load(images, tmp_path)) == whole
+    assert pixels(LabDataModule.load(images, tmp_path)) == whole
 
 
 def test_an_interrupted_decoding_is_completed(images: Path, tmp_path: Path) -> None:
@@ -143,21 +143,21 @@ def test_an_interrupted_decoding_is_completed(images: Path, tmp_path: Path) -> N
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        LabData.load(images, tmp_path, interrupted)
-    assert pixels(LabData.load(images, tmp_path)) == pixels(LabData.load(images, tmp_path / "elsewhere"))
+        LabDataModule.load(images, tmp_path, interrupted)
+    assert pixels(LabDataModule.load(images, tmp_path)) == pixels(LabDataModule.load(images, tmp_path / "elsewhere"))
 
 
 def test_two_folders_share_an_output_without_mixing(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "others")
     write(tmp_path / "others/p0.bmp", flat((9, 9, 9)))
-    first = pixels(LabData.load(images, tmp_path))
-    assert lightness(LabData.load(tmp_path / "others", tmp_path), "p0") < 4
-    assert pixels(LabData.load(images, tmp_path)) == first
+    first = pixels(LabDataModule.load(images, tmp_path))
+    assert lightness(LabDataModule.load(tmp_path / "others", tmp_path), "p0") < 4
+    assert pixels(LabDataModule.load(images, tmp_path)) == first
 
 
 def test_the_source_is_only_read(images: Path, tmp_path: Path) -> None:
     before = files_below(images)
-    LabData.load(images, tmp_path)
+    LabDataModule.load(images, tmp_path)
     assert files_below(images) == before
 
 
@@ -170,14 +170,14 @@ def test_pictures_that_a_run_wrote_are_not_learned_from(
     command = "--output . --activation sigmoid --lr 0.001 --weight-decay 0 --epoch 1 --device cpu".split()
     assert main.main(["--images", folder, *command]) == 0
     assert list((images / "outputs_sigmoid").rglob("*.png"))
-    data = LabData.load(Path(folder), Path("."))
+    data = LabDataModule.load(Path(folder), Path("."))
     assert sum(len(getattr(data, subset)) for subset in SUBSETS) == 12
 
 
 def test_a_set_too_large_for_memory_is_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same batches; each but the first is asked for beforehand, and pages are given back on the way."""
-    data = LabData.load(images, tmp_path).train
-    batches = TrainingBatches(len(data), 2, copies=2, seed=0, crop_area=0.5)
+    data = LabDataModule.load(images, tmp_path).train
+    batches = TrainingBatches(len(data), 2, augment_repeats=2, seed=0, crop_area=0.5)
     in_memory = [[part.clone() for part in batch] for batch in loader(data, batches)]
     asked: list[list[int]] = []
     maps = {id(data.mapped): data.mapped}
@@ -188,7 +188,7 @@ def test_a_set_too_large_for_memory_is_streamed(images: Path, tmp_path: Path, mo
         original(records, rows)
 
     original = read_ahead
-    monkeypatch.setattr("LabData.read_ahead", ask)
+    monkeypatch.setattr("LabDataModule.read_ahead", ask)
     monkeypatch.setattr(Constants, "MAPPED_IMAGES", len(data) - 1)
     streamed = list(loader(data, batches))
     for batch, expected in zip(streamed, in_memory, strict=True):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import main
 from deepcolor.data import sample_photos
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 
 FOLDER = Path(skimage.__file__).parent / "data"
 
@@ -31,7 +31,7 @@ def tiles(filled: Path) -> dict[tuple[str, str], np.ndarray]:
 
 
 def packed(rgb: np.ndarray) -> np.ndarray:
-    """(H,W,3) uint8 -> (H,W): one number for each colour."""
+    """(H,W,3) uint8 -> (H,W): one number for each color."""
     return rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
@@ -45,7 +45,7 @@ def places(tile: np.ndarray, source: np.ndarray) -> list[tuple[int, int]]:
     return [(y, x) for y, x in np.argwhere(found) if np.array_equal(source[y : y + SIDE, x : x + SIDE], tile)]
 
 
-def test_every_subset_holds_whole_colour_tiles(tiles: dict[tuple[str, str], np.ndarray]) -> None:
+def test_every_subset_holds_whole_color_tiles(tiles: dict[tuple[str, str], np.ndarray]) -> None:
     assert {subset for subset, _ in tiles} == set(SUBSETS)
     assert len(tiles) >= 60
     assert {tile.shape for tile in tiles.values()} == {(SIDE, SIDE, 3)}
@@ -111,5 +111,5 @@ def test_the_program_fills_data_and_says_so_once(
     assert "--images" in said[0]
     assert main.main(command) == 0
     assert "scikit-image" not in capsys.readouterr().out
-    data = LabData.load(tmp_path / "data", tmp_path)
+    data = LabDataModule.load(tmp_path / "data", tmp_path)
     assert [len(getattr(data, s)) for s in SUBSETS] == [len(list((tmp_path / "data" / s).iterdir())) for s in SUBSETS]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import SUBSETS, named, picture, subsets_by_content, write
 
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from utils import UserError
 
 
@@ -21,7 +21,7 @@ def fill(folder: Path, seeds: range, name: str = "p{}.bmp", side: int = 24) -> N
         write(folder / name.format(seed), picture(seed, side, side))
 
 
-def members(data: LabData) -> dict[str, list[str]]:
+def members(data: LabDataModule) -> dict[str, list[str]]:
     return {subset: sorted(getattr(data, subset).names) for subset in SUBSETS}
 
 
@@ -31,7 +31,9 @@ def test_the_split_is_by_content_whatever_the_names_and_folders(tmp_path: Path) 
         target = tmp_path / "two" / f"deep{number % 3}" / f"z{number}.bmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    splits = [subsets_by_content(tmp_path / f, LabData.load(tmp_path / f, tmp_path / "out")) for f in ("one", "two")]
+    splits = [
+        subsets_by_content(tmp_path / f, LabDataModule.load(tmp_path / f, tmp_path / "out")) for f in ("one", "two")
+    ]
     assert splits[0] == splits[1]
     assert set().union(*splits[0].values()) == set(SUBSETS)
 
@@ -41,7 +43,7 @@ def test_the_split_and_the_order_do_not_depend_on_the_listing_order(
 ) -> None:
     fill(tmp_path / "images", range(30), "a{}.bmp")
     fill(tmp_path / "images/sub", range(30, 50))
-    there = members(LabData.load(tmp_path / "images", tmp_path / "there"))
+    there = members(LabDataModule.load(tmp_path / "images", tmp_path / "there"))
     walk = os.walk
 
     def backwards(*arguments: object, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -50,9 +52,9 @@ def test_the_split_and_the_order_do_not_depend_on_the_listing_order(
             yield parent, folders, sorted(files, reverse=True)
 
     monkeypatch.setattr(os, "walk", backwards)
-    data = LabData.load(tmp_path / "images", tmp_path / "back")
+    data = LabDataModule.load(tmp_path / "images", tmp_path / "back")
     monkeypatch.undo()
-    again = LabData.load(tmp_path / "images", tmp_path / "there")
+    again = LabDataModule.load(tmp_path / "images", tmp_path / "there")
     assert members(data) == there
     assert data.train.names == again.train.names
     assert data.fingerprint == again.fingerprint
@@ -60,9 +62,9 @@ def test_the_split_and_the_order_do_not_depend_on_the_listing_order(
 
 def test_one_more_picture_leaves_the_others_where_they_are(tmp_path: Path) -> None:
     fill(tmp_path / "images", range(40))
-    before = named(LabData.load(tmp_path / "images", tmp_path))
+    before = named(LabDataModule.load(tmp_path / "images", tmp_path))
     fill(tmp_path / "images", range(40, 50))
-    after = named(LabData.load(tmp_path / "images", tmp_path))
+    after = named(LabDataModule.load(tmp_path / "images", tmp_path))
     assert {name: after[name][0] for name in before} == {name: subset for name, (subset, _) in before.items()}
 
 
@@ -70,14 +72,14 @@ def test_the_split_is_the_same_tomorrow(tmp_path: Path) -> None:
     """These bytes will never change, so neither may the side on which they are: results would not compare."""
     for number in range(30):
         write(tmp_path / "images" / f"{number}.bmp", np.full((8, 8, 3), number, np.uint8))
-    found = members(LabData.load(tmp_path / "images", tmp_path))
+    found = members(LabDataModule.load(tmp_path / "images", tmp_path))
     assert found["val"] == ["7"]
     assert found["test"] == ["1", "17", "22", "3"]
 
 
 def test_the_shares_are_80_10_and_10_percent(tmp_path: Path) -> None:
     fill(tmp_path / "images", range(400), side=8)
-    sizes = Counter(subset for subset, _ in named(LabData.load(tmp_path / "images", tmp_path)).values())
+    sizes = Counter(subset for subset, _ in named(LabDataModule.load(tmp_path / "images", tmp_path)).values())
     # Three standard deviations of a binomial distribution.
     for subset, share in zip(SUBSETS, (0.8, 0.1, 0.1)):
         assert sizes[subset] == pytest.approx(400 * share, abs=3 * np.sqrt(400 * share * (1 - share)))
@@ -86,7 +88,7 @@ def test_the_shares_are_80_10_and_10_percent(tmp_path: Path) -> None:
 def test_the_same_picture_twice_is_never_on_both_sides(tmp_path: Path) -> None:
     for copy in range(4):
         fill(tmp_path / "images" / f"folder{copy}", range(25), f"copy{copy}_" + "{}.bmp")
-    found = subsets_by_content(tmp_path / "images", LabData.load(tmp_path / "images", tmp_path))
+    found = subsets_by_content(tmp_path / "images", LabDataModule.load(tmp_path / "images", tmp_path))
     assert len(found) == 25
     assert all(len(subsets) == 1 for subsets in found.values())
 
@@ -96,7 +98,7 @@ def test_each_subset_holds_an_image_as_soon_as_there_are_three(tmp_path: Path, c
     for start in range(0, 50, 10):
         folder = tmp_path / str(start)
         fill(folder, range(start, start + count))
-        data = LabData.load(folder, tmp_path)
+        data = LabDataModule.load(folder, tmp_path)
         sizes = [len(data.train), len(data.val), len(data.test)]
         assert min(sizes) >= 1
         assert sum(sizes) == count
@@ -106,20 +108,20 @@ def test_each_subset_holds_an_image_as_soon_as_there_are_three(tmp_path: Path, c
 def test_too_few_pictures_say_how_many_are_needed(tmp_path: Path, count: int) -> None:
     fill(tmp_path / "images", range(count))
     with pytest.raises(UserError, match="at least 3"):
-        LabData.load(tmp_path / "images", tmp_path)
+        LabDataModule.load(tmp_path / "images", tmp_path)
 
 
 def test_three_copies_of_one_picture_are_one_picture(tmp_path: Path) -> None:
     for copy in range(3):
         write(tmp_path / "images" / f"{copy}.bmp", picture(0, 16, 16))
     with pytest.raises(UserError, match="at least 3"):
-        LabData.load(tmp_path / "images", tmp_path)
+        LabDataModule.load(tmp_path / "images", tmp_path)
 
 
 def test_given_folders_are_used_as_given(tmp_path: Path) -> None:
     for subset, seeds in zip(SUBSETS, (range(5), range(5, 9), range(9, 15))):
         fill(tmp_path / "images" / subset / "sub", seeds)
-    data = LabData.load(tmp_path / "images", tmp_path)
+    data = LabDataModule.load(tmp_path / "images", tmp_path)
     assert [len(data.train), len(data.val), len(data.test)] == [5, 4, 6]
     found = subsets_by_content(tmp_path / "images", data)
     for path in (tmp_path / "images").rglob("*.bmp"):
@@ -129,7 +131,7 @@ def test_given_folders_are_used_as_given(tmp_path: Path) -> None:
 def test_train_without_val_gives_a_tenth_by_hash(tmp_path: Path) -> None:
     fill(tmp_path / "one/train", range(200), side=8)
     fill(tmp_path / "one/test", range(200, 210))
-    data = LabData.load(tmp_path / "one", tmp_path)
+    data = LabDataModule.load(tmp_path / "one", tmp_path)
     assert len(data.test) == 10
     assert len(data.train) + len(data.val) == 200
     assert len(data.val) == pytest.approx(20, abs=3 * np.sqrt(200 * 0.1 * 0.9))
@@ -137,14 +139,14 @@ def test_train_without_val_gives_a_tenth_by_hash(tmp_path: Path) -> None:
         (tmp_path / "two/train").mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "two/train" / f"other{number}.bmp")
     shutil.copytree(tmp_path / "one/test", tmp_path / "two/test")
-    other = LabData.load(tmp_path / "two", tmp_path)
+    other = LabDataModule.load(tmp_path / "two", tmp_path)
     assert subsets_by_content(tmp_path / "one", data) == subsets_by_content(tmp_path / "two", other)
 
 
 def test_two_training_pictures_suffice_for_a_validation_image(tmp_path: Path) -> None:
     fill(tmp_path / "images/train", range(2))
     fill(tmp_path / "images/test", range(2, 4))
-    data = LabData.load(tmp_path / "images", tmp_path)
+    data = LabDataModule.load(tmp_path / "images", tmp_path)
     assert [len(data.train), len(data.val), len(data.test)] == [1, 1, 2]
 
 
@@ -154,6 +156,6 @@ def test_pictures_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
     ):
         write(tmp_path / "images/test" / path, picture(number, 16, 16))
     fill(tmp_path / "images/train", range(50, 54))
-    names = LabData.load(tmp_path / "images", tmp_path).test.names
+    names = LabDataModule.load(tmp_path / "images", tmp_path).test.names
     assert len({name.casefold() for name in names}) == 6
     assert not any(set(name) & set('/\\:*?"<>|\n') for name in names)

@@ -1,4 +1,4 @@
-"""`from colorize import load, colorize`: arrays in, arrays out; and where in a photograph each colour comes to lie."""
+"""`from colorize import load, colorize`: arrays in, arrays out; and where in a photograph each color comes to lie."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,9 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 import main
 from colorize import colorize, load
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.image_io import Photo, find_photos
-from deepcolor.inference.full_resolution import to_srgb, view
+from deepcolor.inference.full_resolution import model_input, to_srgb
 from utils import UserError
 
 SIDE = 128
@@ -35,9 +35,9 @@ class Plain:
 # --- As a function ---------------------------------------------------------------------------------
 
 
-def test_the_function_does_what_the_command_does(sweep: Path, colour: Callable, tmp_path: Path) -> None:
+def test_the_function_does_what_the_command_does(sweep: Path, color: Callable, tmp_path: Path) -> None:
     rgb = picture(1, 300, 200)
-    assert colour(write(tmp_path / "it.png", rgb)).code == 0
+    assert color(write(tmp_path / "it.png", rgb)).code == 0
     found = colorize(load(sweep, "cpu"), rgb)
     assert found.dtype == np.uint8
     assert np.array_equal(found, np.asarray(Image.open(tmp_path / "it_color.png")))
@@ -45,15 +45,15 @@ def test_the_function_does_what_the_command_does(sweep: Path, colour: Callable, 
 
 def test_several_photographs_of_any_kind_at_once(sweep: Path) -> None:
     model = load(sweep, "cpu")
-    grey = picture(2, 90, 40)[..., 0]
+    gray = picture(2, 90, 40)[..., 0]
     alpha = np.dstack((picture(3, 50, 60), np.arange(3000, dtype=np.uint32).reshape(50, 60).astype(np.uint8)))
-    photos = [picture(1, 30, 70), grey, grey.astype(np.uint16) * 257, alpha]
+    photos = [picture(1, 30, 70), gray, gray.astype(np.uint16) * 257, alpha]
     together = colorize(model, photos)
     assert [found.shape for found in together] == [(30, 70, 3), (90, 40, 3), (90, 40, 3), (50, 60, 4)]
     assert np.array_equal(together[3][..., 3], alpha[..., 3])
     assert np.array_equal(together[1], together[2])
     for photo, found in zip(photos, together):
-        # A batch may sum in another order: the last bit of a colour, at a boundary between two levels.
+        # A batch may sum in another order: the last bit of a color, at a boundary between two levels.
         assert np.abs(colorize(model, photo).astype(int) - found).max() <= 1
     stack = np.stack([picture(seed, 20, 30) for seed in range(3)])
     assert [found.shape for found in colorize(model, stack)] == [(20, 30, 3)] * 3
@@ -89,30 +89,32 @@ def test_the_network_sees_the_whole_photograph_in_its_shape(width: int, height: 
     """A ramp from edge to edge stays one; what lies beside it mirrors it."""
     x = (np.arange(width) + 0.5) / width
     rgb = np.repeat(np.tile(np.rint(40 + 160 * x), (height, 1))[..., None], 3, axis=2).astype(np.uint8)
-    seen = view(Photo(Image.fromarray(rgb), None), SIDE)
-    rows, columns = seen.inside
-    inside = seen.lightness[rows, columns]
-    assert max(inside.shape) == SIDE
-    assert inside.shape[1] / inside.shape[0] == pytest.approx(width / height, rel=0.6 / min(inside.shape))
-    at = (np.arange(inside.shape[1]) + 0.5) / inside.shape[1]
+    seen = model_input(Photo(Image.fromarray(rgb), None), SIDE)
+    rows, columns = seen.valid_region
+    valid_region = seen.lightness[rows, columns]
+    assert max(valid_region.shape) == SIDE
+    assert valid_region.shape[1] / valid_region.shape[0] == pytest.approx(
+        width / height, rel=0.6 / min(valid_region.shape)
+    )
+    at = (np.arange(valid_region.shape[1]) + 0.5) / valid_region.shape[1]
     values = 40 + 160 * at
     wanted = oracles.lab(np.repeat(values[:, None], 3, axis=1))[:, 0] / 100
     inner = slice(3, -3)
-    assert np.abs(inside[:, inner] - wanted[None, inner]).max() < 0.01
+    assert np.abs(valid_region[:, inner] - wanted[None, inner]).max() < 0.01
     above = seen.lightness[: rows.start]
     below = seen.lightness[rows.stop :]
     assert abs(len(above) - len(below)) <= 1
     if len(above):
-        assert np.array_equal(above[-5:], inside[:5][::-1])
-        assert np.array_equal(below[:5], inside[-5:][::-1])
+        assert np.array_equal(above[-5:], valid_region[:5][::-1])
+        assert np.array_equal(below[:5], valid_region[-5:][::-1])
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 400), (300, 701), (2000, 61), (90, 50), (128, 128)])
-def test_each_colour_comes_to_lie_where_it_was_predicted(width: int, height: int) -> None:
-    """A network that predicts its own coordinates: the colour of a pixel must tell where it is."""
+def test_each_color_comes_to_lie_where_it_was_predicted(width: int, height: int) -> None:
+    """A network that predicts its own coordinates: the color of a pixel must tell where it is."""
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
-    grey = np.full((height, width), 119, np.uint8)  # L* 50, where these colours all lie inside sRGB
-    found = oracles.lab(colorize(Plain(lambda seen: np.stack([x, y]) / SIDE * 40 - 20), grey))
+    gray = np.full((height, width), 119, np.uint8)  # L* 50, where these colors all lie inside sRGB
+    found = oracles.lab(colorize(Plain(lambda seen: np.stack([x, y]) / SIDE * 40 - 20), gray))
     longer = max(width, height)
     # The photograph lies in the middle of the square, which its longer side fills.
     margin = [(SIDE - max(1, round(SIDE * length / longer))) // 2 for length in (width, height)]
@@ -125,8 +127,8 @@ def test_each_colour_comes_to_lie_where_it_was_predicted(width: int, height: int
         assert error.max() < 2.5
 
 
-def test_colours_are_enlarged_smoothly() -> None:
-    """One pixel of colour becomes a round spot without steps."""
+def test_colors_are_enlarged_smoothly() -> None:
+    """One pixel of color becomes a round spot without steps."""
     spot = np.zeros((2, SIDE, SIDE))
     spot[0, 64, 64] = 60
     found = oracles.lab(colorize(Plain(lambda seen: spot), np.full((1024, 1024), 119, np.uint8)))[..., 1]
@@ -147,19 +149,19 @@ def test_transparent_parts_are_shown_to_the_network_on_white() -> None:
 # --- Real faces ------------------------------------------------------------------------------------
 
 
-def test_an_unseen_face_is_nearer_to_the_truth_than_in_the_mean_colour(
-    faces_dir: Path, tmp_path: Path, colour: Callable
+def test_an_unseen_face_is_nearer_to_the_truth_than_in_the_mean_color(
+    faces_dir: Path, tmp_path: Path, color: Callable
 ) -> None:
     """A narrow network, trained for half a minute."""
     recipe = "--recipe best --feature-maps 6 --lr 0.006 --batch-size 8 --epoch 24"
     flags = f"--device cpu --network colorizer --activation sigmoid {recipe} --jobs 1"
     assert main.main(["--images", str(faces_dir), "--output", str(tmp_path / "out"), *flags.split()]) == 0
-    data = LabData.load(faces_dir, tmp_path / "out")  # divided as it was
+    data = LabDataModule.load(faces_dir, tmp_path / "out")  # divided as it was
     by_name = {path.rpartition("/")[2].rpartition(".")[0]: faces_dir / path for path in find_photos(faces_dir)}
     unseen = [by_name[name] for name in data.test.names]
     assert len(unseen) >= 20
-    assert colour(*unseen, "--output", tmp_path / "coloured", "--checkpoint", tmp_path / "out").code == 0
-    ours, mean_colour = [], []
+    assert color(*unseen, "--output", tmp_path / "colored", "--checkpoint", tmp_path / "out").code == 0
+    ours, mean_color = [], []
     for path in unseen:
         with Image.open(path) as image:
             truth = np.asarray(image.convert("RGB"))
@@ -167,8 +169,8 @@ def test_an_unseen_face_is_nearer_to_the_truth_than_in_the_mean_colour(
         y = np.where(lab[..., 0] > 8, ((lab[..., 0] + 16) / 116) ** 3, lab[..., 0] * (27 / 24389))
         mean = [np.full(y.shape, value, np.float32) for value in data.mean_ab]
         guess = to_srgb(y.astype(np.float32), *mean)
-        found = np.asarray(Image.open(tmp_path / "coloured" / f"{path.stem}_color.png"))
+        found = np.asarray(Image.open(tmp_path / "colored" / f"{path.stem}_color.png"))
         ours.append(deltaE_ciede2000(lab, rgb2lab(found)).mean())
-        mean_colour.append(deltaE_ciede2000(lab, rgb2lab(guess)).mean())
-    print(f"mean CIEDE2000 of {len(unseen)} unseen faces: {np.mean(ours):.2f}; mean colour {np.mean(mean_colour):.2f}")
-    assert np.mean(ours) < 0.93 * np.mean(mean_colour)
+        mean_color.append(deltaE_ciede2000(lab, rgb2lab(guess)).mean())
+    print(f"mean CIEDE2000 of {len(unseen)} unseen faces: {np.mean(ours):.2f}; mean color {np.mean(mean_color):.2f}")
+    assert np.mean(ours) < 0.93 * np.mean(mean_color)

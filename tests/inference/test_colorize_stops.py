@@ -24,9 +24,9 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from deepcolor.inference import pipeline
 step = pipeline._open
-def changed(errand):
+def changed(task):
     {{change}}
-    return step(errand)
+    return step(task)
 pipeline._open = changed
 import colorize
 if __name__ == "__main__":
@@ -36,13 +36,13 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def command(sweep: Path, tmp_path: Path) -> list[object]:
-    """The flags that colour some photographs, which takes a second."""
+    """The flags that color some photographs, which takes a second."""
     for number in range(PHOTOS):
         write(tmp_path / f"photos/{number}.png", np.tile(picture(number), (4, 4, 1)), compress_level=1)
     return [tmp_path / "photos", "--output", tmp_path / "out", "--checkpoint", sweep]
 
 
-def coloured(folder: Path) -> list[str]:
+def colored(folder: Path) -> list[str]:
     """The files below a folder, each of which must be a whole picture."""
     for path in folder.iterdir():
         Image.open(path).load()
@@ -69,7 +69,7 @@ def hands(process: Process) -> list[int]:
 
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_stop_leaves_whole_pictures_and_the_same_command_does_the_rest(
-    colour: Callable, command: list[object], tmp_path: Path, number: signal.Signals, group: bool
+    color: Callable, command: list[object], tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
     with at_work(command, tmp_path, "time.sleep(0.2)") as process:
         assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))
@@ -77,12 +77,12 @@ def test_a_stop_leaves_whole_pictures_and_the_same_command_does_the_rest(
         assert process.code == 128 + number
         (line,) = lines_of(process.stderr, "colorize.py")
         assert "goes on" in line
-    done = coloured(tmp_path / "out")  # and nothing that is half written
+    done = colored(tmp_path / "out")  # and nothing that is half written
     assert 0 < len(done) < PHOTOS
-    said = colour(*command)
+    said = color(*command)
     assert said.code == 0
-    assert f"coloured {PHOTOS - len(done)} of {PHOTOS - len(done)}" in said.out
-    assert len(coloured(tmp_path / "out")) == PHOTOS
+    assert f"colored {PHOTOS - len(done)} of {PHOTOS - len(done)}" in said.out
+    assert len(colored(tmp_path / "out")) == PHOTOS
 
 
 def test_a_stop_is_not_lost_where_a_library_makes_light_of_every_exception() -> None:
@@ -115,18 +115,18 @@ def test_the_processes_end_with_a_program_that_is_killed(command: list[object], 
         assert pids
         process.kill(group=False)
         assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=10)
-    coloured(tmp_path / "out")
+    colored(tmp_path / "out")
 
 
-def test_a_photograph_that_kills_its_process_is_named_and_the_others_are_coloured(
+def test_a_photograph_that_kills_its_process_is_named_and_the_others_are_colored(
     command: list[object], tmp_path: Path
 ) -> None:
     """And one that meets a defect of the program."""
     deadly, defect = "name in ('7.png', '8.png') and os.kill(os.getpid(), 9)", "name == '9.png' and 1 / 0"
-    change = f"name = errand.source.name; {deadly}; {defect}"
+    change = f"name = task.source.name; {deadly}; {defect}"
     with at_work(command, tmp_path, change) as process:
         assert process.finish() == 1, process.stderr
         lines = {line.partition(": cannot")[2].split("/")[-1] for line in lines_of(process.stderr, "colorize.py")}
     killed = "its process was killed, perhaps for want of memory"
     assert lines == {f"7.png: {killed}", f"8.png: {killed}", "9.png: ZeroDivisionError: division by zero"}
-    assert len(coloured(tmp_path / "out")) == PHOTOS - 3
+    assert len(colored(tmp_path / "out")) == PHOTOS - 3

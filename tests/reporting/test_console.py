@@ -31,7 +31,7 @@ def best(rows: list[dict[str, str]], network: str, activation: str) -> dict[str,
 def test_the_images_the_plan_and_the_time_come_first(run: Run) -> None:
     first = run.stdout.splitlines()[:3]
     assert "17 training, 3 validation and 4 test images" in first[0]
-    assert "12 combinations on 6 trajectories: 24 epochs" in first[1]
+    assert "12 combinations in 6 training runs: 24 epochs" in first[1]
     assert re.search(r"[Aa]bout \d+ (s|min|h)", first[2])
 
 
@@ -78,13 +78,13 @@ def test_the_tables_are_ranked_by_the_validation_images(run: Run) -> None:
 @pytest.mark.parametrize(
     ("network", "activation"), [("regressor", ""), ("colorizer", "sigmoid"), ("colorizer", "tanh")]
 )
-def test_the_best_is_named_and_whether_it_beats_the_mean_colour(run: Run, network: str, activation: str) -> None:
+def test_the_best_is_named_and_whether_it_beats_the_mean_color(run: Run, network: str, activation: str) -> None:
     row = best(results(run.output), network, activation)
     (line,) = (x for x in run.stdout.splitlines() if x.startswith(f"Best {f'{network} {activation}'.strip()}:"))
     assert f"lr {row['lr']}, epoch {row['epoch']}, weight decay {row['weight_decay']}" in line
     assert f"{float(row['test_mse']):.6f}" in line
-    beaten = float(row["test_mse"]) < float(row["mean_colour_mse"])
-    assert (" beats the mean colour" in line, " does NOT beat the mean colour" in line) == (beaten, not beaten)
+    beaten = float(row["test_mse"]) < float(row["mean_color_mse"])
+    assert (" beats the mean color" in line, " does NOT beat the mean color" in line) == (beaten, not beaten)
 
 
 def test_nothing_but_the_progress_bar_is_on_stderr(run: Run) -> None:
@@ -94,17 +94,17 @@ def test_nothing_but_the_progress_bar_is_on_stderr(run: Run) -> None:
     assert run.stderr.rpartition("\r")[2].strip() == ""
 
 
-def test_a_model_that_does_not_beat_the_mean_colour_is_said_not_to(
+def test_a_model_that_does_not_beat_the_mean_color_is_said_not_to(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for number in range(9):  # all of them orange: the mean colour is hard to beat without learning
+    for number in range(9):  # all of them orange: the mean color is hard to beat without learning
         subset = ("train", "val", "test")[number % 3]
         write(tmp_path / f"images/{subset}/{number}.png", picture(number) // 8 + np.uint8([200, 120, 20]))
     flags = "--network regressor --lr 1e-9 --epoch 1 --weight-decay 0 --device cpu".split()
     assert main.main(["--images", str(tmp_path / "images"), "--output", str(tmp_path), *flags]) == 0
     (row,) = results(tmp_path)
-    assert float(row["test_mse"]) > float(row["mean_colour_mse"])
-    assert "does NOT beat the mean colour" in capsys.readouterr().out
+    assert float(row["test_mse"]) > float(row["mean_color_mse"])
+    assert "does NOT beat the mean color" in capsys.readouterr().out
 
 
 def test_report_gathers_what_is_finished_without_training(
@@ -122,6 +122,6 @@ def test_report_gathers_what_is_finished_without_training(
     assert len(list((output / "Plots").rglob("*_loss.png"))) == 12
     assert (output / "Plots/summary.png").stat().st_size > 0
     assert {path: path.read_bytes() for path in (output / "checkpoints").rglob("*.pt")} == kept
-    ending = run.stdout[run.stdout.index("Mean colour of each test image") :]
+    ending = run.stdout[run.stdout.index("Mean color of each test image") :]
     assert capsys.readouterr().out.endswith(ending)
     assert not (tmp_path / "data").exists()

@@ -10,8 +10,8 @@ from helpers import TASK_NAMES, TASKS, flat, picture, train
 from torch import Tensor
 
 from Colorizer import Colorizer
-from deepcolor.data.dataset import LabData, LabImages
-from deepcolor.reporting.metrics import chroma, colour_use, colourfulness, mean_scores, scores
+from deepcolor.data.dataset import LabDataModule, LabDataset
+from deepcolor.reporting.metrics import chroma, color_use, colorfulness, mean_scores, scores
 from Regressor import Regressor
 
 # Sharma, Wu and Dalal 2005, Table 1: L, a, b twice, and their difference.
@@ -48,15 +48,15 @@ def test_the_oracle_of_ciede2000_agrees_with_the_published_pairs() -> None:
     assert oracles.ciede2000(table[:, :3], table[:, 3:6]) == pytest.approx(table[:, 6], abs=6e-5)
 
 
-@pytest.mark.parametrize(("original", "coloured"), PAIRS)
-def test_scores_follow_their_definitions(original: np.ndarray, coloured: np.ndarray) -> None:
-    found = scores(original, np.ascontiguousarray(coloured))
-    difference = oracles.ciede2000(oracles.lab(original), oracles.lab(coloured)).mean()
-    assert found["psnr"] == pytest.approx(oracles.psnr(original, coloured), rel=1e-9)
-    assert found["ssim"] == pytest.approx(oracles.ssim(original, coloured), abs=1e-7)
+@pytest.mark.parametrize(("original", "colored"), PAIRS)
+def test_scores_follow_their_definitions(original: np.ndarray, colored: np.ndarray) -> None:
+    found = scores(original, np.ascontiguousarray(colored))
+    difference = oracles.ciede2000(oracles.lab(original), oracles.lab(colored)).mean()
+    assert found["psnr"] == pytest.approx(oracles.psnr(original, colored), rel=1e-9)
+    assert found["ssim"] == pytest.approx(oracles.ssim(original, colored), abs=1e-7)
     assert found["delta_e"] == pytest.approx(difference, abs=1e-3)
-    assert found["colourfulness"] == pytest.approx(oracles.colourfulness(coloured), rel=1e-9)
-    assert found["colourfulness_true"] == pytest.approx(oracles.colourfulness(original), rel=1e-9)
+    assert found["colorfulness"] == pytest.approx(oracles.colorfulness(colored), rel=1e-9)
+    assert found["colorfulness_true"] == pytest.approx(oracles.colorfulness(original), rel=1e-9)
 
 
 def test_scores_of_equal_pictures_are_perfect() -> None:
@@ -66,11 +66,11 @@ def test_scores_of_equal_pictures_are_perfect() -> None:
     assert found["delta_e"] == pytest.approx(0, abs=1e-9)
 
 
-def test_colourfulness_of_grey_is_zero_and_its_opponents_are_signed() -> None:
-    assert colourfulness(flat((90, 90, 90))) == 0
+def test_colorfulness_of_gray_is_zero_and_its_opponents_are_signed() -> None:
+    assert colorfulness(flat((90, 90, 90))) == 0
     # Half red, half green: rg is +255 and -255, so that its mean vanishes and its deviation is 255.
     halves = np.concatenate([flat((255, 0, 0)), flat((0, 255, 0))])
-    assert colourfulness(halves) == pytest.approx(255 + 0.3 * 127.5)
+    assert colorfulness(halves) == pytest.approx(255 + 0.3 * 127.5)
 
 
 TRUE = np.random.default_rng(3).normal(20, 15, (4, 2, 16, 16))  # ab of four images
@@ -79,19 +79,19 @@ TRUE = np.random.default_rng(3).normal(20, 15, (4, 2, 16, 16))  # ab of four ima
 @pytest.mark.parametrize(
     ("predicted", "ratio", "verdict"),
     [
-        (TRUE, 1, "coloured"),
-        (TRUE / 2, 0.5, "coloured"),
-        (TRUE / 10, 0.1, "collapsed to grey"),
-        (np.zeros_like(TRUE), 0, "collapsed to grey"),
+        (TRUE, 1, "colored"),
+        (TRUE / 2, 0.5, "colored"),
+        (TRUE / 10, 0.1, "collapsed to gray"),
+        (np.zeros_like(TRUE), 0, "collapsed to gray"),
         (np.full_like(TRUE, 20), None, "collapsed to brown"),
         (TRUE * 0 + np.array([5.0, -30.0])[:, None, None], None, "collapsed to blue"),
         (TRUE * 0.05 + np.array([40.0, 2.0])[:, None, None], None, "collapsed to red"),
-        # Of one colour within each image, but not over the images.
-        (TRUE.mean(axis=(2, 3), keepdims=True) * np.array([1, -1, 2, -2])[:, None, None, None], None, "coloured"),
+        # Of one color within each image, but not over the images.
+        (TRUE.mean(axis=(2, 3), keepdims=True) * np.array([1, -1, 2, -2])[:, None, None, None], None, "colored"),
     ],
 )
 def test_a_collapse_is_named(predicted: np.ndarray, ratio: float | None, verdict: str) -> None:
-    found = colour_use(mean_scores([chroma(*pair) for pair in zip(TRUE, predicted)]))
+    found = color_use(mean_scores([chroma(*pair) for pair in zip(TRUE, predicted)]))
     assert found["verdict"] == verdict
     if ratio is not None:
         assert found["chroma_ratio"] == pytest.approx(ratio)
@@ -99,7 +99,7 @@ def test_a_collapse_is_named(predicted: np.ndarray, ratio: float | None, verdict
         assert found["variety_ratio"] == pytest.approx(deviations[0] / deviations[1], abs=1e-6)
 
 
-def errors(model: torch.nn.Module, images: LabImages, target: tuple[float, float]) -> np.ndarray:
+def errors(model: torch.nn.Module, images: LabDataset, target: tuple[float, float]) -> np.ndarray:
     """The squared error of a and b, (2,) float64, one image at a time, in units of (ab + 128) / 255."""
     total = np.zeros(2)
     for index in range(len(images)):
@@ -121,7 +121,7 @@ def predict(
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_mse_is_the_mean_over_all_pixels_of_all_images(
-    task: tuple[str, str], data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("Constants.EVALUATION_BATCH", 3)  # 17 and 4 images: a mean of batch means would show
     content = train(task, data, tmp_path, 2, lr=0.01)[0]
@@ -139,15 +139,15 @@ def test_mse_is_the_mean_over_all_pixels_of_all_images(
 
 
 @pytest.mark.parametrize("network", ["regressor", "colorizer"])
-def test_baselines_are_grey_and_the_mean_colour_of_the_training_images(
-    network: str, data: LabData, tmp_path: Path
+def test_baselines_are_gray_and_the_mean_color_of_the_training_images(
+    network: str, data: LabDataModule, tmp_path: Path
 ) -> None:
     task = next(task for task in TASKS if task[0] == network)
     metrics = train(task, data, tmp_path, 1)[0]["metrics"]
     trained = np.stack([data.train[index][1].double().numpy() for index in range(len(data.train))])
     truth = np.stack([data.test[index][1].double().numpy() for index in range(len(data.test))])
-    mean_colour = trained.mean(axis=(0, 2, 3), keepdims=True)
+    mean_color = trained.mean(axis=(0, 2, 3), keepdims=True)
     if network == "regressor":
         truth = truth.mean(axis=(2, 3), keepdims=True)
-    assert metrics["grey_mse"] == pytest.approx((truth**2).mean() / 255**2, rel=1e-6)
-    assert metrics["mean_colour_mse"] == pytest.approx(((truth - mean_colour) ** 2).mean() / 255**2, rel=1e-6)
+    assert metrics["gray_mse"] == pytest.approx((truth**2).mean() / 255**2, rel=1e-6)
+    assert metrics["mean_color_mse"] == pytest.approx(((truth - mean_color) ** 2).mean() / 255**2, rel=1e-6)

@@ -13,18 +13,18 @@ from helpers import SIDE, TASK_NAMES, TASKS, named, photo
 from PIL import Image
 
 from Colorizer import Colorizer
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from Regressor import Regressor
 
 RUNS = [f"epoch_{epoch}_lr_0.003_weight_decay_{decay}" for epoch in (2, 4) for decay in ("0", "1e-05")]
 ACTIVATIONS = ["sigmoid", "tanh"]
 COLUMNS = (
     "network activation feature_maps lr epoch weight_decay seed status train_mse val_mse test_mse test_mse_a "
-    "test_mse_b grey_mse mean_colour_mse rmse_lab psnr ssim delta_e colourfulness colourfulness_true seconds "
-    "checkpoint diverged_epoch beats_grey beats_mean_colour chroma_ratio variety_ratio verdict"
+    "test_mse_b gray_mse mean_color_mse rmse_lab psnr ssim delta_e colorfulness colorfulness_true seconds "
+    "checkpoint diverged_epoch beats_gray beats_mean_color chroma_ratio variety_ratio verdict"
 ).split()
 LEVELS = oracles.lab(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))[:, 0]
-HALF_LEVEL = np.diff(LEVELS).max() / 2  # how far rounding to 8 bits can move the L* of a grey
+HALF_LEVEL = np.diff(LEVELS).max() / 2  # how far rounding to 8 bits can move the L* of a gray
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def coloured(run: Run, activation: str, name: str) -> dict[str, np.ndarray]:
-    """Test image -> its coloured PNG."""
+def colored(run: Run, activation: str, name: str) -> dict[str, np.ndarray]:
+    """Test image -> its colored PNG."""
     folder = run.output / f"outputs_{activation}/color" / name
     return {path.stem: read(path) for path in folder.iterdir()}
 
@@ -73,22 +73,22 @@ def test_plots_are_pictures_with_something_on_them(run: Run) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_grey_png_is_the_lightness_of_the_photograph(
+def test_a_gray_png_is_the_lightness_of_the_photograph(
     run: Run, originals: dict[str, np.ndarray], activation: str
 ) -> None:
     for name in RUNS:
         for image, original in originals.items():
-            grey = read(run.output / f"outputs_{activation}/gray" / name / f"{image}.png")
-            assert grey.shape == (SIDE, SIDE)
-            assert np.abs(LEVELS[grey] - oracles.lab(original)[..., 0]).max() <= HALF_LEVEL + 0.01
+            gray = read(run.output / f"outputs_{activation}/gray" / name / f"{image}.png")
+            assert gray.shape == (SIDE, SIDE)
+            assert np.abs(LEVELS[gray] - oracles.lab(original)[..., 0]).max() <= HALF_LEVEL + 0.01
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_coloured_png_has_the_lightness_of_the_photograph_wherever_in_gamut(
+def test_a_colored_png_has_the_lightness_of_the_photograph_wherever_in_gamut(
     run: Run, originals: dict[str, np.ndarray], activation: str
 ) -> None:
     for name in RUNS:
-        for image, pixels in coloured(run, activation, name).items():
+        for image, pixels in colored(run, activation, name).items():
             assert pixels.shape == (SIDE, SIDE, 3)
             inside = ((pixels > 0) & (pixels < 255)).all(axis=2)  # what is clipped lies on the edge
             assert inside.mean() > 0.5
@@ -97,12 +97,14 @@ def test_a_coloured_png_has_the_lightness_of_the_photograph_wherever_in_gamut(
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_coloured_png_is_what_the_network_of_the_checkpoint_says(run: Run, data: LabData, activation: str) -> None:
+def test_a_colored_png_is_what_the_network_of_the_checkpoint_says(
+    run: Run, data: LabDataModule, activation: str
+) -> None:
     offset, scale = {"sigmoid": (128, 255), "tanh": (0, 128)}[activation]
     content = checkpoint_of(run, ("colorizer", activation), RUNS[0])
     model = Colorizer(3, activation)
     model.load_state_dict(content["model"])
-    for image, pixels in coloured(run, activation, RUNS[0]).items():
+    for image, pixels in colored(run, activation, RUNS[0]).items():
         lightness, _ = data.test[named(data)[image][1]]
         with torch.no_grad():
             ab = model.eval()(lightness[None])[0].double().numpy().transpose(1, 2, 0) * scale - offset
@@ -123,14 +125,14 @@ def place(sheet: np.ndarray, picture: np.ndarray) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_triplet_is_the_grey_png_the_photograph_and_the_coloured_png(
+def test_a_triplet_is_the_gray_png_the_photograph_and_the_colored_png(
     run: Run, originals: dict[str, np.ndarray], activation: str
 ) -> None:
     for name in RUNS:
         sheet = read(run.output / f"Plots/Colorizer/{activation}_{name}_triplets.png")[..., :3]
         for image, original in originals.items():
-            grey = read(run.output / f"outputs_{activation}/gray" / name / f"{image}.png")
-            members = [np.stack([grey] * 3, axis=-1), original, coloured(run, activation, name)[image]]
+            gray = read(run.output / f"outputs_{activation}/gray" / name / f"{image}.png")
+            members = [np.stack([gray] * 3, axis=-1), original, colored(run, activation, name)[image]]
             places = [place(sheet, member) for member in members]
             assert [len(found) for found in places] == [1, 1, 1]
             (y1, x1), (y2, x2), (y3, x3) = (found[0] for found in places)
@@ -148,7 +150,7 @@ def test_results_have_the_promised_columns_and_a_row_for_every_combination(rows:
         assert (row["feature_maps"], row["lr"], row["seed"], row["status"]) == ("3", "0.003", "7", "done")
         empty = {"diverged_epoch"}
         if row["network"] == "regressor":
-            empty |= {"activation", "psnr", "ssim", "delta_e", "colourfulness", "colourfulness_true"}
+            empty |= {"activation", "psnr", "ssim", "delta_e", "colorfulness", "colorfulness_true"}
             empty |= {"chroma_ratio", "variety_ratio", "verdict"}
         assert {key for key, value in row.items() if value == ""} == empty
 
@@ -160,7 +162,7 @@ def test_scores_are_those_of_the_written_pictures(
     members = [row for row in rows if row["activation"] == activation]
     assert len(members) == len(RUNS)
     for row in members:
-        pictures = coloured(run, activation, Path(row["checkpoint"]).stem)
+        pictures = colored(run, activation, Path(row["checkpoint"]).stem)
         assert set(pictures) == set(originals)
         pairs = [(originals[image], pictures[image]) for image in originals]
         labs = [(oracles.lab(original), oracles.lab(picture)) for original, picture in pairs]
@@ -168,8 +170,8 @@ def test_scores_are_those_of_the_written_pictures(
             "psnr": np.mean([oracles.psnr(*pair) for pair in pairs]),
             "ssim": np.mean([oracles.ssim(*pair) for pair in pairs]),
             "delta_e": np.mean([oracles.ciede2000(*pair).mean() for pair in labs]),
-            "colourfulness": np.mean([oracles.colourfulness(picture) for _, picture in pairs]),
-            "colourfulness_true": np.mean([oracles.colourfulness(original) for original, _ in pairs]),
+            "colorfulness": np.mean([oracles.colorfulness(picture) for _, picture in pairs]),
+            "colorfulness_true": np.mean([oracles.colorfulness(original) for original, _ in pairs]),
         }
         found = {key: float(row[key]) for key in expected}
         assert found == pytest.approx(expected, rel=1e-4)
@@ -177,19 +179,19 @@ def test_scores_are_those_of_the_written_pictures(
         true, predicted = np.mean(chroma, axis=0)
         # The pictures are the prediction as far as sRGB can show it.
         assert float(row["chroma_ratio"]) == pytest.approx(predicted / true, abs=0.02)
-        for guess in ("grey", "mean_colour"):
+        for guess in ("gray", "mean_color"):
             assert (row[f"beats_{guess}"] == "yes") == (float(row["test_mse"]) < float(row[f"{guess}_mse"]))
 
 
 def test_baselines_are_those_of_the_photographs(
-    rows: list[dict[str, str]], originals: dict[str, np.ndarray], data: LabData
+    rows: list[dict[str, str]], originals: dict[str, np.ndarray], data: LabDataModule
 ) -> None:
     ab = np.stack([oracles.lab(original)[..., 1:] for original in originals.values()])
     trained = np.mean([data.train[i][1].double().numpy().mean(axis=(1, 2)) for i in range(len(data.train))], axis=0)
     for row in rows:
         truth = ab if row["network"] == "colorizer" else ab.mean(axis=(1, 2))
-        assert float(row["grey_mse"]) == pytest.approx((truth**2).mean() / 255**2, rel=1e-4)
-        assert float(row["mean_colour_mse"]) == pytest.approx(((truth - trained) ** 2).mean() / 255**2, rel=1e-4)
+        assert float(row["gray_mse"]) == pytest.approx((truth**2).mean() / 255**2, rel=1e-4)
+        assert float(row["mean_color_mse"]) == pytest.approx(((truth - trained) ** 2).mean() / 255**2, rel=1e-4)
 
 
 def checkpoint_of(run: Run, task: tuple[str, str], name: str) -> dict:
@@ -226,7 +228,9 @@ def test_a_checkpoint_describes_itself(run: Run, rows: list[dict[str, str]], tas
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
-def test_a_checkpoint_rebuilds_the_network_and_its_test_mse(run: Run, data: LabData, task: tuple[str, str]) -> None:
+def test_a_checkpoint_rebuilds_the_network_and_its_test_mse(
+    run: Run, data: LabDataModule, task: tuple[str, str]
+) -> None:
     content = checkpoint_of(run, task, RUNS[-1])
     maps = content["feature_maps"]
     model = Regressor(maps) if task[0] == "regressor" else Colorizer(maps, content["activation"])

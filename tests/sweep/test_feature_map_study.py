@@ -56,7 +56,7 @@ def test_the_study_gathers_each_number_of_maps_over_its_seeds(
 def test_the_plan_of_the_study(capsys: pytest.CaptureFixture) -> None:
     assert main.main(["--study-feature-maps", "--network", "colorizer", "--activation", "tanh", "--plan"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("21 combinations on 21 trajectories: 2100 epochs")
+    assert lines[-1].startswith("21 combinations in 21 training runs: 2100 epochs")
     for maps in range(3, 10):
         for seed in (0, 1, 2):
             name = f"epoch_100_lr_0.001_weight_decay_0_feature_maps_{maps}_seed_{seed}"

@@ -18,7 +18,7 @@ pytest_plugins = ["survival"]
 
 FLAGS = (
     "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 3 --seed 5".split()
-)  # 4 trajectories
+)  # 4 training runs
 LONG = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --epoch 2 40 --batch-size 4 --seed 5".split()
 PLANNED = re.compile(r"^ *(\d+)  (\w+ \S+): \d+ epochs$", re.M)
 
@@ -33,7 +33,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, o
 
 @pytest.fixture(scope="module")
 def long(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What two longer trajectories come to if nobody disturbs them."""
+    """What two longer training runs come to if nobody disturbs them."""
     output = tmp_path_factory.mktemp("long")
     assert main.main(["--images", str(photos), "--output", str(output), *LONG]) == 0
     return kept(output)
@@ -66,7 +66,7 @@ def test_a_part_without_trajectories_says_so_and_writes_nothing(
     assert main.main(["--images", str(photos), "--output", str(tmp_path), *FLAGS, "--part", "6/7"]) == 0
     said = capsys.readouterr()
     assert "6/7" in said.out
-    assert "none of the 4 trajectories" in said.out
+    assert "none of the 4 training runs" in said.out
     assert not said.err
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_a_part_without_trajectories_says_so_and_writes_nothing(
 def test_parts_one_after_the_other_are_the_whole(
     photos: Path, whole: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Each part writes what belongs to its own trajectories; the last to finish gathers."""
+    """Each part writes what belongs to its own training runs; the last to finish gathers."""
     before: set[str] = set()
     for number, missing in ((2, 6), (0, 2), (1, 0)):
         arguments = ["--images", str(photos), "--output", str(tmp_path / "my run"), *FLAGS, "--part", f"{number}/3"]
@@ -92,7 +92,7 @@ def test_parts_one_after_the_other_are_the_whole(
 
 
 def test_a_part_of_wide_networks_trains_as_in_the_whole(photos: Path, tmp_path: Path) -> None:
-    """With as many threads, on which the last bit depends, though it has fewer trajectories to share the cores."""
+    """With as many threads, on which the last bit depends, though it has fewer training runs to share the cores."""
     flags = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 1 --feature-maps 48".split()
     for name, parts in (("whole", [[]]), ("parts", [["--part", "0/2"], ["--part", "1/2"]])):
         for part in parts:
@@ -259,7 +259,7 @@ def test_without_scontrol_too(end: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_other_signals_requeue_nothing(end: Callable, number: signal.Signals) -> None:
-    """Slurm itself requeues what it preempts, and nobody wants back what he has cancelled."""
+    """Slurm itself requeues what it preempts, and nobody wants back what he has canceled."""
     code, line, told = end(number, SLURM_JOB_ID="77")
     assert (code, told) == (128 + number, "")
     assert "the same command goes on" in line

@@ -5,14 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, copy_program
 from slurm import Slurm
 from survival import kept, losses, wait_until
 
 pytest_plugins = ["slurm", "survival"]
 
 SCRIPT = "run_regressor.sh"
-# Two networks, two learning rates: four trajectories, long enough to be stopped within.
+# Two networks, two learning rates: four training runs, long enough to be stopped within.
 FLAGS = "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 60 --batch-size 4".split()
 TASKS = [f"{network}/epoch_2_lr_{lr}_" for network in ("regressor", "colorizer_sigmoid") for lr in ("0.003", "0.001")]
 
@@ -21,8 +21,8 @@ TASKS = [f"{network}/epoch_2_lr_{lr}_" for network in ("regressor", "colorizer_s
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, where sbatch is called and logs are written."""
     folder = tmp_path_factory.mktemp("project")
-    for path in [*ROOT.glob("*.py"), ROOT / SCRIPT]:
-        shutil.copy(path, folder)
+    copy_program(folder)
+    shutil.copy(ROOT / SCRIPT, folder)
     return folder
 
 
@@ -103,7 +103,7 @@ def test_a_preempted_job_ends_with_the_same_weights(
     said = slurm.log(project, job)
     assert slurm.ended(job) == ("COMPLETED", "0:0"), said
     assert slurm.show(job)["Restarts"] == "1"
-    assert said.count("8 combinations on 4 trajectories") == 2
+    assert said.count("8 combinations in 4 training runs") == 2
     assert said.count("main.py: stopped; the same command goes on") == 1
     assert "Traceback" not in said
     done = re.findall(r"^(\w+ epoch_\S+): val mse", said, re.M)

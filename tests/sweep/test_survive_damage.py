@@ -14,13 +14,13 @@ from helpers import TASKS, Silent, manager, picture, plain, train, write
 from survival import figure, kept, losses
 
 import main
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.training.trainer import Interrupted
 
 pytest_plugins = ["survival"]
 
 FLAGS = "--device cpu --network regressor --lr 0.003 --weight-decay 0 --batch-size 8 --jobs 1 --epoch 2 4".split()
-SETTINGS = {"batch_size": 4}  # 5 steps an epoch
+CONFIG_FIELDS = {"batch_size": 4}  # 5 steps an epoch
 
 
 def cut(path: Path) -> None:
@@ -42,25 +42,25 @@ def flip_a_weight(path: Path) -> None:
 
 
 @pytest.fixture
-def two_states(data: LabData, tmp_path: Path) -> tuple[Path, Path]:
+def two_states(data: LabDataModule, tmp_path: Path) -> tuple[Path, Path]:
     """A training that was interrupted twice: the state after 2.6 epochs, and the one before, after 1.4 epochs."""
     for at in (1.4, 2.6):
         with pytest.raises(Interrupted):
-            manager(TASKS[1], data, tmp_path / "out", (4,), Silent(at, signal.SIGTERM), **SETTINGS).train()
-    newest, previous = sorted((tmp_path / "out").rglob(".trajectories/*.pt"), key=lambda path: len(path.name))
+            manager(TASKS[1], data, tmp_path / "out", (4,), Silent(at, signal.SIGTERM), **CONFIG_FIELDS).train()
+    newest, previous = sorted((tmp_path / "out").rglob(".state/*.pt"), key=lambda path: len(path.name))
     return newest, previous
 
 
 @pytest.fixture(scope="module")
-def model(data: LabData, tmp_path_factory: pytest.TempPathFactory) -> object:
+def model(data: LabDataModule, tmp_path_factory: pytest.TempPathFactory) -> object:
     """The model of the same training, undisturbed."""
-    return plain(train(TASKS[1], data, tmp_path_factory.mktemp("model"), 4, **SETTINGS))
+    return plain(train(TASKS[1], data, tmp_path_factory.mktemp("model"), 4, **CONFIG_FIELDS))
 
 
 @pytest.mark.parametrize("damage", [cut, flip_a_weight, Path.unlink], ids=["cut", "flipped", "lost"])
 @pytest.mark.parametrize("which", ["newest", "previous", "both"])
 def test_a_damaged_state_falls_back_to_the_one_before(
-    data: LabData,
+    data: LabDataModule,
     tmp_path: Path,
     two_states: tuple[Path, Path],
     model: object,
@@ -71,7 +71,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     for path in damaged:
         damage(path)
     progress = Silent()
-    assert plain(train(TASKS[1], data, tmp_path / "out", 4, progress=progress, **SETTINGS)) == model
+    assert plain(train(TASKS[1], data, tmp_path / "out", 4, progress=progress, **CONFIG_FIELDS)) == model
     begun_at = {"newest": 1.4, "previous": 2.6, "both": 0.2}[which]  # a first step is a fifth of an epoch
     assert progress.advances[0] == pytest.approx(begun_at, abs=0.01)
     if which != "previous" and damage is not Path.unlink:
@@ -113,7 +113,7 @@ def to_archive(path: Path) -> None:
 
 
 def to_other_training(path: Path) -> None:
-    torch.save({**torch.load(path), "identity": {"network": "colorizer"}}, path)
+    torch.save({**torch.load(path), "fingerprint": {"network": "colorizer"}}, path)
 
 
 def to_other_epoch(path: Path) -> None:
@@ -156,19 +156,21 @@ def test_a_damaged_model_is_named_and_made_again(
 
 
 @pytest.fixture
-def cached(photos: Path, tmp_path: Path) -> Callable[[], LabData]:
+def cached(photos: Path, tmp_path: Path) -> Callable[[], LabDataModule]:
     """Reads the photographs through a cache that stands already."""
-    LabData.load(photos, tmp_path / "out")
-    return lambda: LabData.load(photos, tmp_path / "out")
+    LabDataModule.load(photos, tmp_path / "out")
+    return lambda: LabDataModule.load(photos, tmp_path / "out")
 
 
-def pixels(data: LabData) -> tuple:
+def pixels(data: LabDataModule) -> tuple:
     """Everything that training is given."""
     subsets = (data.train, data.val, data.test)
     return data.fingerprint, [(s.names, s.statistics.tolist(), s.records[s.rows].numpy().tobytes()) for s in subsets]
 
 
-def test_a_damaged_cache_never_gives_wrong_pixels(data: LabData, cached: Callable[[], LabData], tmp_path: Path) -> None:
+def test_a_damaged_cache_never_gives_wrong_pixels(
+    data: LabDataModule, cached: Callable[[], LabDataModule], tmp_path: Path
+) -> None:
     """Cuts, flipped bits, swapped digits, anywhere in the index and in the records."""
     right = pixels(data)
     draw = random.Random(0)

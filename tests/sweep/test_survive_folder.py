@@ -41,7 +41,7 @@ def in_mid_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[
         left = [happen]
 
         def train_epoch(trainer: Trainer) -> None:
-            if left and trainer.trajectory.network == "colorizer" and trainer.epoch == 1:
+            if left and trainer.training_run.network == "colorizer" and trainer.epoch == 1:
                 left.pop()()
             original(trainer)
 

@@ -12,7 +12,7 @@ from survival import kept, losses
 
 import Constants
 import main
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.training.trainer import Interrupted, Trainer
 
 FLAGS = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --jobs 1".split()
@@ -35,16 +35,18 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     original = Trainer.train_epoch
 
     def counted(trainer: Trainer) -> None:
-        seen.append((trainer.trajectory.task, trainer.epoch + 1))
+        seen.append((trainer.training_run.task, trainer.epoch + 1))
         original(trainer)
 
     monkeypatch.setattr(Trainer, "train_epoch", counted)
     return seen
 
 
-def interrupt(task: tuple[str, str], data: LabData, output: Path, at: float, *snapshots: int, **settings: int) -> None:
+def interrupt(
+    task: tuple[str, str], data: LabDataModule, output: Path, at: float, *snapshot_epochs: int, **settings: int
+) -> None:
     with pytest.raises(Interrupted):
-        manager(task, data, output, snapshots, Silent(stop_after=at, signal=signal.SIGTERM), **settings).train()
+        manager(task, data, output, snapshot_epochs, Silent(stop_after=at, signal=signal.SIGTERM), **settings).train()
 
 
 class Killed(BaseException):
@@ -62,7 +64,7 @@ class Killer(Silent):
 
 @pytest.mark.parametrize(("seconds", "begins"), [(0, 2.4), (1000, 0.2)], ids=["every step", "never"])
 def test_what_is_lost_is_no_more_than_was_trained_since_the_last_save(
-    data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, begins: float
+    data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, begins: float
 ) -> None:
     """Five steps an epoch; killed after the third step of the third, before that step could be saved."""
     monkeypatch.setattr(Constants, "SAVE_SECONDS", seconds)
@@ -92,7 +94,7 @@ def test_more_epochs_train_only_what_is_new(
 
 @pytest.mark.parametrize(("task", "at"), [(TASKS[0], 1.3), (TASKS[0], 2.4), (TASKS[0], 3.0), (TASKS[1], 2.4)], ids=str)
 def test_a_snapshot_that_is_asked_for_later_is_the_separately_trained_model(
-    data: LabData, tmp_path: Path, task: tuple[str, str], at: float
+    data: LabDataModule, tmp_path: Path, task: tuple[str, str], at: float
 ) -> None:
     """The saved state may lie before, within or behind the epoch in which the new snapshot is due."""
     interrupt(task, data, tmp_path / "parts", at, 4, batch_size=4)
@@ -100,7 +102,7 @@ def test_a_snapshot_that_is_asked_for_later_is_the_separately_trained_model(
     assert plain(parts) == plain(train(task, data, tmp_path / "whole", 2, 4, batch_size=4))
 
 
-def test_a_lost_model_is_made_again_although_the_saved_state_is_past_it(data: LabData, tmp_path: Path) -> None:
+def test_a_lost_model_is_made_again_although_the_saved_state_is_past_it(data: LabDataModule, tmp_path: Path) -> None:
     interrupt(TASKS[1], data, tmp_path / "parts", 2.5, 2, 4, batch_size=4)
     (lost,) = (tmp_path / "parts/checkpoints").rglob("epoch_2_*.pt")
     lost.unlink()
@@ -108,9 +110,11 @@ def test_a_lost_model_is_made_again_although_the_saved_state_is_past_it(data: La
     assert plain(parts) == plain(train(TASKS[1], data, tmp_path / "whole", 2, 4, batch_size=4))
 
 
-@pytest.mark.parametrize("change", [{"seed": 3}, {"feature_maps": 4}, {"batch_size": 5}, {"copies": 2}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"seed": 3}, {"feature_maps": 4}, {"batch_size": 5}, {"augment_repeats": 2}], ids=str
+)
 def test_a_state_of_other_settings_is_not_used_and_named_once(
-    data: LabData, tmp_path: Path, change: dict[str, int]
+    data: LabDataModule, tmp_path: Path, change: dict[str, int]
 ) -> None:
     for at in (0.6, 1.4):  # twice, which leaves two generations
         interrupt(TASKS[0], data, tmp_path / "out", at, 2, batch_size=4)

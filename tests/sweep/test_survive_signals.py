@@ -18,7 +18,7 @@ SLOW_DECODER = f"""
 import runpy, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from deepcolor.data import lab_cache
-lab_cache.decode_thumbnail = lambda content: time.sleep(12)
+lab_cache.decode_image = lambda content: time.sleep(12)
 runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
 

@@ -1,6 +1,5 @@
 """The plan of the sweep against the plain product, and the one place where it is changed."""
 
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -8,21 +7,21 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TASKS
+from helpers import ROOT, TASKS, copy_program
 
 import main
-from deepcolor.training.config import Trajectory, plan
+from deepcolor.training.config import TrainingRun, expand_grid
 from utils import Grid, Utils
 
 TABLE_1 = [[0.001, 0.0001, 0.1], [100, 200, 300], [0, 1e-5, 1e-6]]
 BOTH = ["regressor", "colorizer"], ["sigmoid", "tanh"]
 
 
-def combinations(trajectories: list[Trajectory]) -> Counter:
+def combinations(training_runs: list[TrainingRun]) -> Counter:
     return Counter(
-        (t.network, t.activation, t.settings.lr, epoch, t.settings.weight_decay)
-        for t in trajectories
-        for epoch in t.snapshots
+        (t.network, t.activation, t.config.lr, epoch, t.config.weight_decay)
+        for t in training_runs
+        for epoch in t.snapshot_epochs
     )
 
 
@@ -51,38 +50,38 @@ def test_the_hyperparameters_are_the_list_of_lists_of_table_1() -> None:
 
 
 def test_the_plan_is_the_product_and_holds_each_combination_once() -> None:
-    trajectories = plan(Utils.get_hyperparameters(), {}, *BOTH)
+    training_runs = expand_grid(Utils.get_hyperparameters(), {}, *BOTH)
     expected = [(*task, *values) for task in TASKS for values in product(*TABLE_1)]
-    assert combinations(trajectories) == Counter(expected)
-    assert sum(combinations(trajectories).values()) == 81
+    assert combinations(training_runs) == Counter(expected)
+    assert sum(combinations(training_runs).values()) == 81
 
 
 def test_combinations_that_differ_only_in_epoch_are_one_trajectory() -> None:
-    trajectories = plan(Utils.get_hyperparameters(), {}, *BOTH)
-    keys = [(t.network, t.activation, t.settings.lr, t.settings.weight_decay) for t in trajectories]
+    training_runs = expand_grid(Utils.get_hyperparameters(), {}, *BOTH)
+    keys = [(t.network, t.activation, t.config.lr, t.config.weight_decay) for t in training_runs]
     assert Counter(keys) == Counter((*task, lr, decay) for task in TASKS for lr, decay in product(*TABLE_1[::2]))
-    assert {t.snapshots for t in trajectories} == {(100, 200, 300)}
+    assert {t.snapshot_epochs for t in training_runs} == {(100, 200, 300)}
 
 
 def test_the_regressor_does_not_depend_on_the_activation() -> None:
     for activations in (["sigmoid"], ["tanh"], ["sigmoid", "tanh"]):
-        trajectories = plan(Grid({"lr": [0.1], "epoch": [1], "weight_decay": [0]}), {}, *BOTH[:1], activations)
-        assert [t.activation for t in trajectories if t.network == "regressor"] == [""]
-        assert [t.activation for t in trajectories if t.network == "colorizer"] == activations
+        training_runs = expand_grid(Grid({"lr": [0.1], "epoch": [1], "weight_decay": [0]}), {}, *BOTH[:1], activations)
+        assert [t.activation for t in training_runs if t.network == "regressor"] == [""]
+        assert [t.activation for t in training_runs if t.network == "colorizer"] == activations
 
 
 def test_a_value_that_stands_twice_is_trained_once() -> None:
     grid = Grid({"lr": [0.1, 0.1], "epoch": [2, 1, 2], "weight_decay": [0, 0.0]})
-    trajectories = plan(grid, {}, ["regressor"], [])
-    assert [t.snapshots for t in trajectories] == [(1, 2)]
+    training_runs = expand_grid(grid, {}, ["regressor"], [])
+    assert [t.snapshot_epochs for t in training_runs] == [(1, 2)]
 
 
 def test_a_cosine_schedule_makes_every_combination_a_trajectory_of_its_own() -> None:
-    trajectories = plan(Utils.get_hyperparameters(), {"schedule": "cosine"}, *BOTH)
-    assert len(trajectories) == 81
-    assert all(len(t.snapshots) == 1 for t in trajectories)
-    assert combinations(trajectories) == combinations(plan(Utils.get_hyperparameters(), {}, *BOTH))
-    assert len({(t.task, t.name) for t in trajectories}) == 81
+    training_runs = expand_grid(Utils.get_hyperparameters(), {"schedule": "cosine"}, *BOTH)
+    assert len(training_runs) == 81
+    assert all(len(t.snapshot_epochs) == 1 for t in training_runs)
+    assert combinations(training_runs) == combinations(expand_grid(Utils.get_hyperparameters(), {}, *BOTH))
+    assert len({(t.task, t.name) for t in training_runs}) == 81
 
 
 def test_runs_are_named_by_what_was_swept(capsys: pytest.CaptureFixture) -> None:
@@ -92,7 +91,7 @@ def test_runs_are_named_by_what_was_swept(capsys: pytest.CaptureFixture) -> None
 
 
 def test_a_new_key_is_swept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    swept(monkeypatch, feature_maps=[3, "deep", (1, 2, 3, 4, 5, 6)], copies=[2])
+    swept(monkeypatch, feature_maps=[3, "deep", (1, 2, 3, 4, 5, 6)], augment_repeats=[2])
     names = run_names(printed(capsys, "--epoch", "5", "--lr", "0.1", "--weight-decay", "0"))
     widths = ("3", "deep", "1,2,3,4,5,6")
     expected = [f"epoch_5_lr_0.1_weight_decay_0_feature_maps_{maps}_copies_2" for maps in widths]
@@ -155,14 +154,13 @@ def test_the_best_recipe_can_be_outdone_by_flags(capsys: pytest.CaptureFixture) 
 def test_the_plan_says_how_many_epochs_the_trajectories_save(capsys: pytest.CaptureFixture) -> None:
     lines = printed(capsys)
     assert len(run_names(lines)) == 81
-    assert lines[-1] == "81 combinations on 27 trajectories: 8100 epochs instead of 16200"
+    assert lines[-1] == "81 combinations in 27 training runs: 8100 epochs instead of 16200"
 
 
 def test_a_key_in_the_dictionary_is_swept_without_touching_another_line(
     tmp_path: Path, run_main: Callable[..., subprocess.CompletedProcess]
 ) -> None:
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
+    copy_program(tmp_path)
     source = (tmp_path / "utils.py").read_text()
     changed = source.replace("            dict(\n", "            dict(\n                batch_size=[16, 32],\n", 1)
     assert changed.count("batch_size=[16, 32],") == source.count("batch_size=[16, 32],") + 1
@@ -173,7 +171,7 @@ def test_a_key_in_the_dictionary_is_swept_without_touching_another_line(
     assert len(names) == 162
     assert len(set(names)) == 54
     assert sum(name.endswith("_batch_size_16") for name in names) == 81
-    assert "162 combinations on 54 trajectories" in done.stdout
+    assert "162 combinations in 54 training runs" in done.stdout
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".py"] * len(
         list(ROOT.glob("*.py"))
     )

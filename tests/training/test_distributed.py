@@ -17,17 +17,17 @@ from launch import TORCHRUN, own_lines, torchrun
 from survival import Process, wait_until
 from torch import nn
 
-from deepcolor.common.signals import STOPPED, Interrupted
+from deepcolor.common.signals import STOPPED_MESSAGE, Interrupted
 from deepcolor.data.batches import TrainingBatches
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.training import data_parallel
-from deepcolor.training.distributed import ALONE, World
+from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
 from utils import UserError
 
 pytest_plugins = ["survival"]
 
 FLAGS = "--device cpu --activation sigmoid --weight-decay 0 --epoch 2 20 --batch-size 4 --seed 5".split()
-SETTINGS = {"lr": 0.01, "weight_decay": 0, "batch_size": 4}
+CONFIG_FIELDS = {"lr": 0.01, "weight_decay": 0, "batch_size": 4}
 SNAPSHOTS = (2, 20)
 SEEDS = range(5)
 WRITTEN = {"Plots", "checkpoints", "outputs_sigmoid"}
@@ -52,8 +52,11 @@ def looked(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    data = LabData.load(photos, folder)
-    alone = {f.__name__: f(data, folder, ALONE) for f in (two_ranks.first_steps, two_ranks.seen, two_ranks.evaluations)}
+    data = LabDataModule.load(photos, folder)
+    alone = {
+        f.__name__: f(data, folder, SINGLE_PROCESS)
+        for f in (two_ranks.first_steps, two_ranks.seen, two_ranks.evaluations)
+    }
     return [*(torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)), alone]
 
 
@@ -81,11 +84,11 @@ def test_every_image_is_looked_at_once_per_epoch_over_both_ranks(looked: list[di
 
 @pytest.mark.parametrize("size", [2, 3, 8, 64])
 def test_the_shares_of_all_ranks_are_the_batch(size: int) -> None:
-    batches = TrainingBatches(images=100, batch_size=64, copies=1, seed=3, crop_area=0.6)  # 64 and 36 images
-    worlds = [World(rank, size) for rank in range(size)]
+    batches = TrainingBatches(images=100, batch_size=64, augment_repeats=1, seed=3, crop_area=0.6)  # 64 and 36 images
+    worlds = [DistributedContext(rank, size) for rank in range(size)]
     for of_all, whole in (
-        (zip(*(data_parallel.training_shares(batches, world) for world in worlds)), size > 36),
-        (zip(*(data_parallel.evaluation_shares(batches, world) for world in worlds)), False),
+        (zip(*(data_parallel.shard_training_batches(batches, context) for context in worlds)), size > 36),
+        (zip(*(data_parallel.shard_evaluation_batches(batches, context) for context in worlds)), False),
     ):
         for number, (draw, shares) in enumerate(zip(batches, of_all, strict=True)):
             counts = [len(share.rows) for share in shares]
@@ -96,7 +99,9 @@ def test_the_shares_of_all_ranks_are_the_batch(size: int) -> None:
                 assert torch.equal(torch.cat([share.boxes for share in shares]), draw.boxes)
                 assert max(counts) - min(counts) <= 1
         # The losses, weighted, are the batch's: whatever each rank's images come to.
-        images, weights = zip(*(data_parallel.counted(count, 36, world) for count, world in zip(counts, worlds)))
+        images, weights = zip(
+            *(data_parallel.loss_weight(count, 36, context) for count, context in zip(counts, worlds))
+        )
         if not whole and min(counts):
             assert sum(images) == pytest.approx(36)
             assert [weight / size for weight in weights] == pytest.approx([count / 36 for count in counts])
@@ -130,9 +135,9 @@ def output(process: Process) -> Path:
     return process.logs[0].parent / "out"
 
 
-def test_rank_0_alone_speaks_and_writes(undisturbed: Process, data: LabData, tmp_path: Path) -> None:
+def test_rank_0_alone_speaks_and_writes(undisturbed: Process, data: LabDataModule, tmp_path: Path) -> None:
     lines = undisturbed.stdout.splitlines()
-    assert len([line for line in lines if "one trajectory at a time" in line]) == 1
+    assert len([line for line in lines if "one training run at a time" in line]) == 1
     assert len([line for line in lines if line.startswith("Best ")]) == 2
     for task in ("regressor", "colorizer_sigmoid"):
         for epoch in SNAPSHOTS:
@@ -149,27 +154,27 @@ def late_loss(content: dict) -> float:
     return statistics.mean(content["history"]["train_mse"][-5:])
 
 
-def test_what_two_ranks_learn_is_what_one_learns(undisturbed: Process, data: LabData, tmp_path: Path) -> None:
-    """On the CPU, where each rank normalises over its half of the batch: within the spread of one process's seeds."""
+def test_what_two_ranks_learn_is_what_one_learns(undisturbed: Process, data: LabDataModule, tmp_path: Path) -> None:
+    """On the CPU, where each rank normalizes over its half of the batch: within the spread of one process's seeds."""
     for task in TASKS[:2]:
         by_two = late_loss(read_checkpoint(output(undisturbed), task, 20))
-        by_one = [late_loss(train(task, data, tmp_path / str(s), 20, seed=s, **SETTINGS)[0]) for s in SEEDS]
+        by_one = [late_loss(train(task, data, tmp_path / str(s), 20, seed=s, **CONFIG_FIELDS)[0]) for s in SEEDS]
         spread = statistics.stdev(by_one)
         assert spread < 0.25 * statistics.mean(by_one)  # or the comparison would say little
         assert abs(by_two - statistics.mean(by_one)) < 3 * spread, (task, by_two, by_one)
 
 
 def test_an_interrupted_run_goes_on_with_as_many_ranks_as_there_are(
-    undisturbed: Process, photos: Path, data: LabData, tmp_path: Path
+    undisturbed: Process, photos: Path, data: LabDataModule, tmp_path: Path
 ) -> None:
     command = ["--images", photos, *FLAGS, "--network", "regressor", "--lr", 0.01, 0.02, "--output", "out"]
     with pytest.raises(Interrupted):  # the one begun by one process
-        half = {**SETTINGS, "lr": 0.02, "seed": 5}
+        half = {**CONFIG_FIELDS, "lr": 0.02, "seed": 5}
         manager(TASKS[0], data, tmp_path / "out", SNAPSHOTS, Silent(stop_after=1.5), **half).train()
     with torchrun(*command, cwd=tmp_path) as process:  # the other by two
         assert wait_until(has(tmp_path / "out", "regressor/epoch_2_lr_0.01_*.pt"))
         process.stop(signal.SIGINT)
-        assert own_lines(process) == [f"main.py: {STOPPED}"]
+        assert own_lines(process) == [f"main.py: {STOPPED_MESSAGE}"]
     assert not has(tmp_path / "out", "regressor/epoch_20_lr_0.02_*.pt")()
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     with torchrun(*command, cwd=tmp_path) as process:
@@ -180,7 +185,7 @@ def test_an_interrupted_run_goes_on_with_as_many_ranks_as_there_are(
     models = [torch.load(folder / name, weights_only=True) for folder in (tmp_path / "out", output(undisturbed))]
     assert plain(models[0]) == plain(models[1])
     progress = Silent()
-    manager(TASKS[0], data, tmp_path / "copy", SNAPSHOTS, progress, **SETTINGS, seed=5).train()
+    manager(TASKS[0], data, tmp_path / "copy", SNAPSHOTS, progress, **CONFIG_FIELDS, seed=5).train()
     assert progress.advances[0] >= 2
     assert not any("anew" in line or "not used" in line for line in progress.said)
     assert (tmp_path / "copy" / name).exists()
@@ -189,16 +194,16 @@ def test_an_interrupted_run_goes_on_with_as_many_ranks_as_there_are(
 # --- Without other ranks --------------------------------------------------------------------------
 
 
-def test_batchnorm_is_synchronised_on_gpus_and_named_as_ever(data: LabData, tmp_path: Path) -> None:
+def test_batchnorm_is_synchronized_on_gpus_and_named_as_ever(data: LabDataModule, tmp_path: Path) -> None:
     """Converted only: PyTorch runs it on GPUs alone."""
-    gpu, cpu, two = torch.device("cuda"), torch.device("cpu"), World(size=2)
+    gpu, cpu, two = torch.device("cuda"), torch.device("cpu"), DistributedContext(world_size=2)
     for task in TASKS:
         model = manager(task, data, tmp_path).model
         names = list(model.state_dict())
-        assert data_parallel.synchronised(model, gpu, ALONE) is model
-        assert data_parallel.synchronised(model, cpu, two) is model
+        assert data_parallel.convert_sync_batchnorm(model, gpu, SINGLE_PROCESS) is model
+        assert data_parallel.convert_sync_batchnorm(model, cpu, two) is model
         parameters = list(model.parameters())
-        converted = data_parallel.synchronised(model, gpu, two)
+        converted = data_parallel.convert_sync_batchnorm(model, gpu, two)
         assert list(converted.state_dict()) == names
         assert all(one is other for one, other in zip(converted.parameters(), parameters, strict=True))
         kinds = [type(module) for module in converted.modules()]
@@ -219,11 +224,11 @@ TOLD = {
 
 
 def test_the_world_is_what_torchrun_says_and_nothing_else() -> None:
-    world = World.from_environment(TOLD)
-    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
+    context = DistributedContext.from_environment(TOLD)
+    assert (context.rank, context.world_size, context.local_rank, context.local_world_size) == (3, 4, 1, 2)
     slurm = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_NUM_NODES": "2"}
     for variables in ({}, slurm, {**slurm, "RANK": "3"}, {**TOLD, "WORLD_SIZE": "1", "RANK": "0"}):
-        assert World.from_environment(variables).size == 1
+        assert DistributedContext.from_environment(variables).size == 1
 
 
 @pytest.mark.parametrize(
@@ -231,10 +236,10 @@ def test_the_world_is_what_torchrun_says_and_nothing_else() -> None:
 )
 def test_half_a_world_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError, match="torchrun"):
-        World.from_environment({**TOLD, **wrong})
+        DistributedContext.from_environment({**TOLD, **wrong})
 
 
 def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
-    data_parallel.check_batch_size(4, World(size=4))
+    data_parallel.check_batch_size(4, DistributedContext(world_size=4))
     with pytest.raises(UserError, match="--batch-size 4"):
-        data_parallel.check_batch_size(3, World(size=4))
+        data_parallel.check_batch_size(3, DistributedContext(world_size=4))

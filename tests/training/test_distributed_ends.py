@@ -10,12 +10,12 @@ from helpers import SHORT, only_line
 from launch import by_hand, own_lines, program, ranks, torchrun
 from survival import MAIN, Process, alive, wait_until, without_bar
 
-from deepcolor.common.signals import STOPPED
+from deepcolor.common.signals import STOPPED_MESSAGE
 
 pytest_plugins = ["survival"]
 
 SECONDS_TO_NOTICE = 10  # that a rank is gone
-SLOW_DECODER = "from deepcolor.data import lab_cache\nlab_cache.decode_thumbnail = lambda content: time.sleep(60)"
+SLOW_DECODER = "from deepcolor.data import lab_cache\nlab_cache.decode_image = lambda content: time.sleep(60)"
 
 
 def at_the_first_model(process: Process) -> object:
@@ -46,18 +46,18 @@ def test_a_stop_while_rank_0_reads_is_one_for_all(photos: Path, tmp_path: Path) 
     with torchrun("--images", photos, *SHORT, "--output", "out", cwd=tmp_path, program=stopped) as process:
         assert wait_until(lambda: while_rank_0_reads(process))
         assert process.stop(signal.SIGTERM) < SECONDS_TO_NOTICE
-        assert own_lines(process) == [f"main.py: {STOPPED}"]
+        assert own_lines(process) == [f"main.py: {STOPPED_MESSAGE}"]
 
 
 def test_a_file_that_rank_0_cannot_write_ends_all_with_a_line(photos: Path, tmp_path: Path) -> None:
-    obstacle = tmp_path / "out/checkpoints/regressor/.trajectories"
+    obstacle = tmp_path / "out/checkpoints/regressor/.state"
     obstacle.parent.mkdir(parents=True)
     obstacle.touch()  # where rank 0 will want a folder
     first, second = by_hand("--images", photos, *SHORT, "--output", "out", cwd=tmp_path)
     assert (first.returncode, second.returncode) == (1, 1)
     line = only_line(first.stderr)
     assert line.startswith("main.py: failed: regressor lr_0.001_weight_decay_0: ")
-    assert ".trajectories" in line
+    assert ".state" in line
     assert (second.stdout, second.stderr) == ("", "")
 
 

@@ -13,7 +13,7 @@ from helpers import SHORT, TASKS, Silent, manager, picture, plain, train, write
 from survival import apart, figure, kept, losses
 
 import main
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.training import checkpoint
 from deepcolor.training.trainer import Interrupted
 from utils import UserError
@@ -94,9 +94,9 @@ def optimizer_of_another_kind(state: dict) -> None:
 
 
 CHANGES = {
-    **{f"no {key}": without(key) for key in ("model", "optimizer", "epoch", "batch", "squares", "history", "seconds")},
+    **{f"no {key}": without(key) for key in ("model", "optimizer", "epoch", "batch", "loss_sum", "history", "seconds")},
     "no diverged": without("diverged"),
-    "no identity": without("identity"),
+    "no fingerprint": without("fingerprint"),
     "model of other shape": of_other_shape,
     "optimizer of other shape": optimizer_of_other_shape,
     "optimizer of another kind": optimizer_of_another_kind,
@@ -109,20 +109,20 @@ CHANGES = {
     "batch is text": instead("batch", "two"),
     "batch is negative": instead("batch", -1),
     "batch is beyond the epoch": instead("batch", 1000),
-    "squares are text": instead("squares", "many"),
+    "loss_sum is text": instead("loss_sum", "many"),
     "history is a list": instead("history", [1, 2]),
     "history is empty": instead("history", {}),
     "history is of another length": instead("history", {"train_mse": [0.1] * 9, "val_mse": [0.1] * 9}),
     "history is of text": instead("history", {"train_mse": ["low"], "val_mse": ["low"]}),
     "seconds are text": instead("seconds", "few"),
     "diverged is text": instead("diverged", "yes"),
-    "identity is text": instead("identity", "mine"),
-    "absurd feature maps": lambda state: state["identity"].update(feature_maps=10**12),
+    "fingerprint is text": instead("fingerprint", "mine"),
+    "absurd feature maps": lambda state: state["fingerprint"].update(feature_maps=10**12),
 }
 
 
 @pytest.fixture(scope="module")
-def interrupted(data: LabData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted(data: LabDataModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a training left that was interrupted in its second epoch of three."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.raises(Interrupted):
@@ -131,16 +131,16 @@ def interrupted(data: LabData, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def whole(data: LabData, tmp_path_factory: pytest.TempPathFactory) -> object:
+def whole(data: LabDataModule, tmp_path_factory: pytest.TempPathFactory) -> object:
     return plain(train(TASKS[0], data, tmp_path_factory.mktemp("whole"), 3, batch_size=4))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_state_that_is_not_as_it_should_be_starts_anew(
-    data: LabData, interrupted: Path, whole: object, tmp_path: Path, change: Callable[[dict], None]
+    data: LabDataModule, interrupted: Path, whole: object, tmp_path: Path, change: Callable[[dict], None]
 ) -> None:
     shutil.copytree(interrupted, tmp_path / "out")
-    (path,) = (tmp_path / "out").rglob(".trajectories/*.pt")
+    (path,) = (tmp_path / "out").rglob(".state/*.pt")
     state = torch.load(path)
     change(state)
     torch.save(state, path)
@@ -163,9 +163,11 @@ def junk_files(folder: Path, model: dict) -> list[Path]:
     contents: dict[str, object] = {f"without {key}": {k: v for k, v in model.items() if k != key} for key in model}
     del contents["without versions"]  # which nothing needs
     contents |= {
-        f"{key} is a list": {**model, key: [1]} for key in ("metrics", "hyperparameters", "identity", "history")
+        f"{key} is a list": {**model, key: [1]} for key in ("metrics", "hyperparameters", "fingerprint", "history")
     }
-    contents |= {f"{key} is empty": {**model, key: {}} for key in ("metrics", "hyperparameters", "identity", "history")}
+    contents |= {
+        f"{key} is empty": {**model, key: {}} for key in ("metrics", "hyperparameters", "fingerprint", "history")
+    }
     contents |= {"network is odd": {**model, "network": "transformer"}, "swept is odd": {**model, "swept": ["depth"]}}
     contents["metrics are text"] = {**model, "metrics": dict.fromkeys(model["metrics"], "good")}
     contents["rate is text"] = {**model, "hyperparameters": {**model["hyperparameters"], "lr": "fast"}}

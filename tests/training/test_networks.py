@@ -8,7 +8,7 @@ from helpers import TASK_NAMES, TASKS, picture
 from torch import Tensor, nn
 
 from Colorizer import Colorizer
-from deepcolor.training.layers import Enlarging, Halving
+from deepcolor.training.layers import DownConv, UpConv
 from Regressor import Regressor
 
 DEEP = (32, 64, 128, 256, 256, 512)
@@ -130,22 +130,22 @@ def test_a_network_overfits_one_batch(network: str, activation: str) -> None:
     target = torch.from_numpy(lab[:, 1:] / 128 if activation == "tanh" else (lab[:, 1:] + 128) / 255).float()
     if network == "regressor":
         target = target.mean(dim=(2, 3))
-    mean_colour = (target - target.transpose(0, 1).flatten(1).mean(1).view(-1, *[1] * (target.ndim - 2))).square()
+    mean_color = (target - target.transpose(0, 1).flatten(1).mean(1).view(-1, *[1] * (target.ndim - 2))).square()
     model = build(network, activation, 12)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(500):
         loss = nn.functional.mse_loss(model(lightness), target)
-        if loss.item() < 0.1 * mean_colour.mean().item():
+        if loss.item() < 0.1 * mean_color.mean().item():
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     else:
-        pytest.fail(f"after 500 steps the loss is still {loss.item()}, that of the mean colour {mean_colour.mean()}")
+        pytest.fail(f"after 500 steps the loss is still {loss.item()}, that of the mean color {mean_color.mean()}")
 
 
 @pytest.mark.parametrize("maps", [3, 8, 9])
-@pytest.mark.parametrize(("kind", "reference"), [(Enlarging, nn.ConvTranspose2d), (Halving, nn.Conv2d)])
+@pytest.mark.parametrize(("kind", "reference"), [(UpConv, nn.ConvTranspose2d), (DownConv, nn.Conv2d)])
 def test_the_convolutions_are_pytorch_s_own(kind: type, reference: type, maps: int) -> None:
     """The result and every gradient, at sizes at which another form is used and at which it is not."""
     for side in (2, 16, 32, 64):
@@ -163,13 +163,13 @@ def test_the_convolutions_are_pytorch_s_own(kind: type, reference: type, maps: i
             assert torch.allclose(mine, right, rtol=1e-4, atol=1e-4 * right.abs().max().item())
 
 
-@pytest.mark.parametrize(("kind", "reference"), [(Enlarging, nn.ConvTranspose2d), (Halving, nn.Conv2d)])
+@pytest.mark.parametrize(("kind", "reference"), [(UpConv, nn.ConvTranspose2d), (DownConv, nn.Conv2d)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_deep_convolutions_are_pytorch_s_own_in_bf16(kind: type, reference: type, layout: torch.memory_format) -> None:
     """Not further from the float32 results than PyTorch's own bf16 ones, where another form is used and where not."""
-    for side in (1, 2, 3, 4, 8) if kind is Enlarging else (2, 4, 6, 8):
+    for side in (1, 2, 3, 4, 8) if kind is UpConv else (2, 4, 6, 8):
         torch.manual_seed(side)
-        ours = kind(128, 160, bias=False) if kind is Enlarging else kind(128, 160)
+        ours = kind(128, 160, bias=False) if kind is UpConv else kind(128, 160)
         ours.to(memory_format=layout)
         theirs = reference(128, 160, 4, 2, 1, bias=False)
         theirs.load_state_dict(ours.state_dict())

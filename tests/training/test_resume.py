@@ -8,7 +8,7 @@ import pytest
 from helpers import TASK_NAMES, TASKS, Silent, files_below, manager, plain, read_checkpoint, train
 
 import main
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.training.trainer import Interrupted
 
 FLAGS = "--device cpu --lr 0.001 --weight-decay 0 --activation sigmoid".split()
@@ -22,30 +22,32 @@ def sweep(photos: Path, tmp_path: Path) -> Callable[..., int]:
     )
 
 
-def interrupt(task: tuple[str, str], data: LabData, output: Path, at: float, *snapshots: int, **settings: int) -> None:
+def interrupt(
+    task: tuple[str, str], data: LabDataModule, output: Path, at: float, *snapshot_epochs: int, **settings: int
+) -> None:
     """Trains until so many epochs have passed; then SIGINT asks for a stop."""
     progress = Silent(stop_after=at, signal=signal.SIGINT)
     with pytest.raises(Interrupted) as caught:
-        manager(task, data, output, snapshots, progress, **settings).train()
+        manager(task, data, output, snapshot_epochs, progress, **settings).train()
     assert caught.value.signal == signal.SIGINT
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_an_interrupted_run_comes_to_the_undisturbed_result_bit_for_bit(
-    task: tuple[str, str], data: LabData, tmp_path: Path
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path
 ) -> None:
-    whole = train(task, data, tmp_path / "whole", 2, 4, batch_size=4, copies=2)  # 9 steps an epoch
+    whole = train(task, data, tmp_path / "whole", 2, 4, batch_size=4, augment_repeats=2)  # 9 steps an epoch
     for at in (0.3, 1.5, 2.0, 2.6):
-        interrupt(task, data, tmp_path / "parts", at, 2, 4, batch_size=4, copies=2)
+        interrupt(task, data, tmp_path / "parts", at, 2, 4, batch_size=4, augment_repeats=2)
     progress = Silent()
-    manager(task, data, tmp_path / "parts", (2, 4), progress, batch_size=4, copies=2).train()
+    manager(task, data, tmp_path / "parts", (2, 4), progress, batch_size=4, augment_repeats=2).train()
     assert sum(progress.advances) == pytest.approx(4)
     assert progress.advances[0] > 2.5  # gone on from where it was, not begun again
     parts = [read_checkpoint(tmp_path / "parts", task, epoch) for epoch in (2, 4)]
     assert plain(parts) == plain(whole)
 
 
-def test_a_cosine_run_with_warm_up_is_resumed_bit_for_bit(data: LabData, tmp_path: Path) -> None:
+def test_a_cosine_run_with_warm_up_is_resumed_bit_for_bit(data: LabDataModule, tmp_path: Path) -> None:
     settings = {"schedule": "cosine", "warmup_steps": 5, "batch_size": 4}
     (whole,) = train(TASKS[2], data, tmp_path / "whole", 3, **settings)
     interrupt(TASKS[2], data, tmp_path / "parts", 0.5, 3, **settings)
@@ -54,7 +56,7 @@ def test_a_cosine_run_with_warm_up_is_resumed_bit_for_bit(data: LabData, tmp_pat
     assert plain(parts) == plain(whole)
 
 
-def test_more_epochs_go_on_from_the_finished_model(data: LabData, tmp_path: Path) -> None:
+def test_more_epochs_go_on_from_the_finished_model(data: LabDataModule, tmp_path: Path) -> None:
     train(TASKS[1], data, tmp_path / "parts", 1)
     before = files_below(tmp_path / "parts/checkpoints/colorizer_sigmoid")
     progress = Silent()
@@ -65,7 +67,7 @@ def test_more_epochs_go_on_from_the_finished_model(data: LabData, tmp_path: Path
     assert plain(parts) == plain(train(TASKS[1], data, tmp_path / "whole", 1, 3))
 
 
-def test_fewer_epochs_after_more_are_trained_as_ever(data: LabData, tmp_path: Path) -> None:
+def test_fewer_epochs_after_more_are_trained_as_ever(data: LabDataModule, tmp_path: Path) -> None:
     train(TASKS[1], data, tmp_path / "both", 3)
     assert plain(train(TASKS[1], data, tmp_path / "both", 1, 3)) == plain(train(TASKS[1], data, tmp_path / "one", 1, 3))
 
@@ -108,9 +110,9 @@ def test_changed_settings_start_anew_and_say_so(
         assert plain(models[0]) == plain(models[1])
 
 
-def test_other_images_start_anew(data: LabData, photos: Path, tmp_path: Path) -> None:
+def test_other_images_start_anew(data: LabDataModule, photos: Path, tmp_path: Path) -> None:
     (first,) = train(TASKS[0], data, tmp_path, 2)
-    other = LabData.load(photos / "train", tmp_path)
+    other = LabDataModule.load(photos / "train", tmp_path)
     progress = Silent()
     (second,) = train(TASKS[0], other, tmp_path, 2, progress=progress)
     assert plain(first["model"]) != plain(second["model"])
@@ -118,7 +120,7 @@ def test_other_images_start_anew(data: LabData, photos: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("keep", [0, 0.5])
-def test_damaged_checkpoints_are_named_and_made_anew(data: LabData, tmp_path: Path, keep: float) -> None:
+def test_damaged_checkpoints_are_named_and_made_anew(data: LabDataModule, tmp_path: Path, keep: float) -> None:
     whole = train(TASKS[1], data, tmp_path / "whole", 1, 2)
     train(TASKS[1], data, tmp_path / "parts", 1)
     interrupt(TASKS[1], data, tmp_path / "parts", 1.5, 1, 2, batch_size=16)

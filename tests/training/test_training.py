@@ -9,13 +9,13 @@ import torch
 from helpers import MANAGERS, TASK_NAMES, TASKS, Silent, manager, plain, train
 from torch import Tensor, nn
 
-from deepcolor.data.dataset import LabData
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.checkpoint import Output
-from deepcolor.training.config import Settings, Trajectory
+from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.config import TrainConfig, TrainingRun
 from deepcolor.training.trainer import Trainer
 
-FIGURES = ("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "psnr", "ssim", "delta_e", "colourfulness")
+FIGURES = ("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "psnr", "ssim", "delta_e", "colorfulness")
 
 
 def weights(model: dict) -> object:
@@ -24,7 +24,7 @@ def weights(model: dict) -> object:
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_a_snapshot_of_a_long_run_is_the_short_run_bit_for_bit(
-    task: tuple[str, str], data: LabData, tmp_path: Path
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path
 ) -> None:
     early, _, late = train(task, data, tmp_path / "long", 2, 3, 5, weight_decay=1e-5)
     (short,) = train(task, data, tmp_path / "short", 2, weight_decay=1e-5)
@@ -37,7 +37,7 @@ def test_a_snapshot_of_a_long_run_is_the_short_run_bit_for_bit(
     assert [len(model["history"]["val_mse"]) for model in (early, late)] == [2, 5]
 
 
-def test_the_pictures_of_a_snapshot_are_those_of_the_short_run(data: LabData, tmp_path: Path) -> None:
+def test_the_pictures_of_a_snapshot_are_those_of_the_short_run(data: LabDataModule, tmp_path: Path) -> None:
     train(TASKS[1], data, tmp_path / "long", 1, 2)
     train(TASKS[1], data, tmp_path / "short", 1)
     written = [path.relative_to(tmp_path / "short") for path in (tmp_path / "short/outputs_sigmoid").rglob("*.png")]
@@ -47,7 +47,7 @@ def test_the_pictures_of_a_snapshot_are_those_of_the_short_run(data: LabData, tm
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
-def test_the_seed_alone_decides_the_weights(task: tuple[str, str], data: LabData, tmp_path: Path) -> None:
+def test_the_seed_alone_decides_the_weights(task: tuple[str, str], data: LabDataModule, tmp_path: Path) -> None:
     torch.manual_seed(1)
     (first,) = train(task, data, tmp_path / "1", 2, seed=4)
     torch.manual_seed(2)
@@ -59,14 +59,16 @@ def test_the_seed_alone_decides_the_weights(task: tuple[str, str], data: LabData
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
-def test_the_first_weights_depend_on_the_seed(task: tuple[str, str], data: LabData, tmp_path: Path) -> None:
+def test_the_first_weights_depend_on_the_seed(task: tuple[str, str], data: LabDataModule, tmp_path: Path) -> None:
     first, same, other = (plain(manager(task, data, tmp_path, seed=seed).model.state_dict()) for seed in (1, 1, 2))
     assert first == same
     assert first != other
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.01}, {"weight_decay": 0.1}, {"batch_size": 5}, {"copies": 2}], ids=str)
-def test_every_setting_has_an_effect(data: LabData, tmp_path: Path, change: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.01}, {"weight_decay": 0.1}, {"batch_size": 5}, {"augment_repeats": 2}], ids=str
+)
+def test_every_setting_has_an_effect(data: LabDataModule, tmp_path: Path, change: dict[str, float]) -> None:
     (plainly,) = train(TASKS[1], data, tmp_path / "plain", 1)
     (changed,) = train(TASKS[1], data, tmp_path / "changed", 1, **change)
     assert weights(plainly) != weights(changed)
@@ -74,7 +76,7 @@ def test_every_setting_has_an_effect(data: LabData, tmp_path: Path, change: dict
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_evaluation_does_not_depend_on_the_batch_size(
-    task: tuple[str, str], data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for size in (1, 3, 64):
@@ -85,7 +87,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_evaluation_does_not_depend_on_the_training_batch_size(data: LabData, tmp_path: Path) -> None:
+def test_evaluation_does_not_depend_on_the_training_batch_size(data: LabDataModule, tmp_path: Path) -> None:
     trainers = [manager(TASKS[1], data, tmp_path / str(size), batch_size=size) for size in (1, 4, 64)]
     trainers[0].train()
     for trainer in trainers[1:]:
@@ -94,7 +96,7 @@ def test_evaluation_does_not_depend_on_the_training_batch_size(data: LabData, tm
     assert results[0] == results[1] == results[2]
 
 
-def test_evaluation_does_not_change_the_model(data: LabData, tmp_path: Path) -> None:
+def test_evaluation_does_not_change_the_model(data: LabDataModule, tmp_path: Path) -> None:
     trainer = manager(TASKS[2], data, tmp_path)
     trainer.train()
     before = plain(trainer.model.state_dict())
@@ -104,7 +106,7 @@ def test_evaluation_does_not_change_the_model(data: LabData, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_the_first_step_is_adam_on_the_mean_squared_error(
-    task: tuple[str, str], data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replayed from what the network was given, with an optimizer of PyTorch and the loss as the contract has it."""
     seen: list[tuple[Tensor, dict]] = []
@@ -119,9 +121,9 @@ def test_the_first_step_is_adam_on_the_mean_squared_error(
         def keep(self, model: nn.Module, inputs: tuple[Tensor]) -> None:
             seen.append((inputs[0].clone(), {k: v.clone() for k, v in model.state_dict().items()}))
 
-        def truth(self, ab: Tensor) -> Tensor:
+        def target(self, ab: Tensor) -> Tensor:
             truths.append(ab.clone())
-            return super().truth(ab)
+            return super().target(ab)
 
     watched = manager(task, data, tmp_path, (1,), kind=Watched, batch_size=8, lr=0.01, weight_decay=0.1)
     model = watched.build()
@@ -139,7 +141,7 @@ def test_the_first_step_is_adam_on_the_mean_squared_error(
         torch.testing.assert_close(value, after[name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_cosine_schedule_ends_at_zero_after_a_linear_warm_up(data: LabData, tmp_path: Path) -> None:
+def test_the_cosine_schedule_ends_at_zero_after_a_linear_warm_up(data: LabDataModule, tmp_path: Path) -> None:
     trainer = manager(TASKS[0], data, tmp_path, (10,), lr=0.4, schedule="cosine", warmup_steps=3, batch_size=17)
     rates = []
     for step in range(11):
@@ -150,7 +152,7 @@ def test_the_cosine_schedule_ends_at_zero_after_a_linear_warm_up(data: LabData, 
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
-def test_training_lowers_the_loss(task: tuple[str, str], data: LabData, tmp_path: Path) -> None:
+def test_training_lowers_the_loss(task: tuple[str, str], data: LabDataModule, tmp_path: Path) -> None:
     (model,) = train(task, data, tmp_path, 12, lr=0.01, batch_size=8)
     losses = model["history"]["train_mse"]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
@@ -161,14 +163,14 @@ class Diverging(Trainer):
 
     steps = 0
 
-    def truth(self, ab: Tensor) -> Tensor:
+    def target(self, ab: Tensor) -> Tensor:
         self.steps += self.model.training
-        return super().truth(ab) * (math.nan if self.steps > 4 else 1)
+        return super().target(ab) * (math.nan if self.steps > 4 else 1)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_a_loss_that_is_not_finite_ends_the_trajectory_and_is_noted(
-    task: tuple[str, str], data: LabData, tmp_path: Path
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path
 ) -> None:
     kind = type("Kind", (Diverging, MANAGERS[task[0]]), {})
     progress = Silent()
@@ -184,7 +186,7 @@ def test_a_loss_that_is_not_finite_ends_the_trajectory_and_is_noted(
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_nothing_of_a_finished_trajectory_stays_in_memory(
-    task: tuple[str, str], data: LabData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: tuple[str, str], data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[weakref.ref] = []
     build = MANAGERS[task[0]].build
@@ -195,13 +197,13 @@ def test_nothing_of_a_finished_trajectory_stays_in_memory(
         return network
 
     monkeypatch.setattr(MANAGERS[task[0]], "build", watched)
-    trajectory = Trajectory(*task, Settings(), (1,))
+    training_run = TrainingRun(*task, TrainConfig(), (1,))
     maps = count_maps(data)
-    assert Sweep([trajectory], data, Output(tmp_path), torch.device("cpu")).train(trajectory, Silent()) == ""
+    assert Sweep([training_run], data, RunPaths(tmp_path), torch.device("cpu")).train(training_run, Silent()) == ""
     assert built and not any(network() for network in built)
     assert count_maps(data) == maps > 0
 
 
-def count_maps(data: LabData) -> int:
+def count_maps(data: LabDataModule) -> int:
     """How often the records are mapped into this process."""
     return Path("/proc/self/maps").read_text().count(data.train.mapped.filename.name)
