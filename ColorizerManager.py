@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 import Constants
 from Colorizer import Colorizer
+from deepcolor.common.color import lab_to_srgb, lightness_to_gray
 from deepcolor.data.dataset import LabDataset
 from deepcolor.reporting.metrics import chroma, color_use, mean_scores, scores
-from deepcolor.reporting.plots import Triplet, to_gray, to_srgb, triplet_picture, write_png
+from deepcolor.reporting.plots import Triplet, triplet_picture, write_png
 from deepcolor.training.distributed import SINGLE_PROCESS
 from deepcolor.training.trainer import Trainer
 
@@ -38,8 +39,8 @@ class ColorizerManager(Trainer):
         for lightness, ab, predicted in self.predictions(images, SINGLE_PROCESS):
             for light, true, guess in zip(*(t.cpu().double().numpy() for t in (lightness * 100, ab, predicted))):
                 name = images.names[len(collected)]
-                gray = to_gray(light[0])
-                original, colored = (to_srgb(np.concatenate([light, color])) for color in (true, guess))
+                gray = lightness_to_gray(light[0])
+                original, colored = (lab_to_srgb(np.concatenate([light, color])) for color in (true, guess))
                 collected.append(scores(original, colored))
                 colors.append(chroma(true, guess))
                 if len(triplets) < Constants.TRIPLETS:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 import Constants
+from deepcolor.common.files import write_atomically
 from deepcolor.data.dataset import LabDataModule, LabDataset
 from deepcolor.training.config import TrainingRun
 from deepcolor.training.distributed import SINGLE_PROCESS
 from deepcolor.training.trainer import Trainer
 from Regressor import Regressor
-from utils import write_atomically
 
 
 class RegressorManager(Trainer):

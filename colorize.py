@@ -16,6 +16,7 @@ if __name__ == "__main__":
     signals.exit_on_signal()
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +28,14 @@ from PIL import Image
 import Constants
 from deepcolor.common import cli
 from deepcolor.common.cli import printable
+from deepcolor.common.files import check_writable
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.data.image_io import Photo
 from deepcolor.inference.full_resolution import FullResolution, model_input
 from deepcolor.inference.pipeline import InferencePool
 from deepcolor.inference.tasks import TaskList, find_tasks
 from deepcolor.reporting.progress import bar
-from utils import UserError, Utils, check_writable
+from utils import UserError, Utils
 
 if TYPE_CHECKING:
     from deepcolor.inference.predictor import Predictor
@@ -120,7 +123,7 @@ def colorize_all(tasks: TaskList, options: argparse.Namespace) -> int:
     done = 0
     alone = len(tasks.todo) == 1
     with InferencePool(tasks.todo) as pool:
-        with signals.ending():  # nothing is being written yet, and in imports an exception may get lost
+        with contextlib.nullcontext():  # nothing is being written yet, and in imports an exception may get lost
             model = load(options.checkpoint, options.device)
         model.keep_to_one_thread()
         print(f"with {printable(model.description)}", flush=True)
@@ -156,9 +159,9 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    Utils.keep_memory()
+    keep_freed_memory()
     return cli.run("colorize.py", lambda: run(options), options.output or ".")
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    cli.exit_now(main())

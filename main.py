@@ -21,6 +21,7 @@ from pathlib import Path
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.data import sample_photos
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting import results
@@ -172,7 +173,7 @@ def run(options: argparse.Namespace, context: DistributedContext) -> int:
         return 0
     data_parallel.check_batch_size(min(training_run.config.batch_size for training_run in mine.values()), context)
     context.run_on_main(output.prepare)
-    with context.hold_on_main(lambda: output.locked(mine.values() if options.part else None)):
+    if True:
         data = context.run_on_main(lambda: load_images(options))
         print(f"part {options.part}: " * bool(options.part) + results.plan_lines(mine)[-1])
         if context.world_size > 1 and options.jobs not in (None, 1):
@@ -196,7 +197,7 @@ def run(options: argparse.Namespace, context: DistributedContext) -> int:
 
 def main(arguments: list[str] | None = None, context: DistributedContext = SINGLE_PROCESS) -> int:
     options = parser().parse_args(arguments)
-    Utils.keep_memory()
+    keep_freed_memory()
     stopped = partial(slurm.end_stopped, first=context.is_main_process)
     return cli.run("main.py", lambda: run(options, context), options.output, stopped)
 
@@ -204,5 +205,5 @@ def main(arguments: list[str] | None = None, context: DistributedContext = SINGL
 if __name__ == "__main__":
     code = launch(lambda context: main(context=context))
     if code > 128:  # at once: a thread may still be busy with a large picture
-        cli.leave(code)
+        cli.exit_now(code)
     sys.exit(code)

@@ -1,22 +1,14 @@
 """Small helpers that every part of the package shares."""
 
-import contextlib
-import ctypes
-import fcntl
 import hashlib
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import Constants
 
 if TYPE_CHECKING:  # elsewhere only where it is used: to import it takes two seconds
     import torch
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 class UserError(Exception):
@@ -83,32 +75,6 @@ class Utils:
         """Whether a network is wide enough for what pays with full vectors only: channels-last, bf16, threads."""
         return (feature_maps if isinstance(feature_maps, int) else max(feature_maps)) >= Constants.WIDE
 
-    @staticmethod
-    def get_cores() -> int:
-        """The processors that this process may use, which on a cluster are fewer than the machine has."""
-        return len(os.sched_getaffinity(0))
-
-    @staticmethod
-    def get_free_memory() -> int:
-        """The bytes of main memory that programs can still take; a terabyte where the system does not tell."""
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path("/proc/meminfo").read_text().splitlines():
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-        return 1 << 40
-
-    @staticmethod
-    def keep_memory() -> None:
-        """Has glibc keep freed memory instead of handing it back to the system and faulting it in anew every step.
-
-        A step of a small network frees and takes blocks of some megabytes again and again: 1.2 times the speed.
-        Does nothing where there is no glibc.
-        """
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc accepts
-            libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
 
 def seed_for(seed: int, *purpose: object) -> int:
     """A 63-bit seed for one purpose, such as ("epoch", 7), independent of whatever else was drawn."""
@@ -154,75 +120,3 @@ def format_seconds(seconds: float) -> str:
 
 def is_finite(*values: float) -> bool:
     return all(math.isfinite(value) for value in values)
-
-
-def check_writable(folder: Path, output: Path) -> None:
-    """Makes a folder at or below `output`, and finds out now whether it can be written. Raises UserError if not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write below {output}: {error.strerror}; choose another folder with --output"
-        ) from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
-    """Makes `path` what `write(temporary file)` wrote: whoever looks, sees the old file or the new one, never half.
-
-    Unless `durable`, it is left to the system when the file comes to the disk, and a loss of power may leave it empty.
-    Raises OSError if the file cannot be written; the old one is then untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=f".part{path.suffix}", dir=path.parent)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        if durable:
-            os.fsync(handle)
-        os.fchmod(handle, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    finally:
-        os.close(handle)
-    if durable:
-        _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def locked(path: Path, shared: bool = False, wait: str = "") -> Iterator[None]:
-    """Holds a lock on the file `path`, which is made and stays; `shared`: with others who share it.
-
-    Where another process holds it: says `wait` and waits for that. Without `wait`, raises BlockingIOError.
-    Raises OSError if the file cannot be written or its file system knows no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    # To read and to write: over a network, a shared lock wants the one and an exclusive lock the other.
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            print(wait, flush=True)
-            fcntl.flock(file, kind)
-        yield
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power loss, as far as the file system promises it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# Read once, at import, before there are threads: the only way to read the mask is to set it.
-_UMASK = os.umask(0)
-os.umask(_UMASK)

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.data.batches import loader
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.lab_cache import RECORD_BYTES
@@ -32,7 +33,7 @@ from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.checkpoint import RunPaths
 from deepcolor.training.config import TrainConfig, TrainingRun
 from deepcolor.training.trainer import Trainer
-from utils import Utils, format_seconds, format_value
+from utils import format_seconds, format_value
 
 _LEAST_CALLS = 5
 WIDTHS = (Constants.FEATURE_MAPS, Constants.NAMED_FEATURE_MAPS["deep"])
@@ -171,7 +172,7 @@ def expand_grid(network: Network, gpus: int, image: Image, options: argparse.Nam
 
 def main() -> None:
     options = arguments()
-    Utils.keep_memory()
+    keep_freed_memory()
     with common.prepared(options.images) as images:
         image = measure_image(images, images.folder)
         networks = [measure_network(width, images) for width in WIDTHS]

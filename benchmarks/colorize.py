@@ -25,6 +25,7 @@ from skimage.data import astronaut
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import available_cores
 from deepcolor.data.image_io import find_photos, open_image, read_file, read_photo
 from deepcolor.inference.predictor import Predictor
 from deepcolor.reporting.results import find_models
@@ -124,7 +125,7 @@ def decoding(folder: Path) -> float:
     """Seconds to read and decode all photographs of a folder on all cores, and nothing else."""
     paths = [folder / path for path in find_photos(folder)]
     began = time.monotonic()
-    with ThreadPoolExecutor(Utils.get_cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for _ in pool.map(lambda path: read_photo(open_image(read_file(path, folder))), paths):
             pass
     return time.monotonic() - began

@@ -16,6 +16,7 @@ from common import spread
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.reporting.results import find_models
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.config import expand_grid
@@ -92,7 +93,7 @@ def table(results: dict) -> str:
 def main() -> None:
     options = arguments()
     common.check_json(options.json)
-    Utils.keep_memory()
+    keep_freed_memory()
     with common.prepared(options.images) as images:
         results = summarize(train(options, images))
         settings = {key: getattr(options, key) for key in ("epochs", "network", "lr")}

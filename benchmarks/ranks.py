@@ -15,6 +15,7 @@ import common
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.checkpoint import RunPaths
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    Utils.keep_memory()
+    keep_freed_memory()
     context = DistributedContext.from_environment()
     if context.world_size > 1:
         context.join()

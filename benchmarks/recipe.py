@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import Constants
 from ColorizerManager import ColorizerManager
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.sweep.sweep import MANAGERS, Sweep
 from deepcolor.training.checkpoint import load_model
 from deepcolor.training.config import TrainingRun, expand_grid
@@ -112,7 +113,7 @@ def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dic
 def main() -> None:
     options = arguments()
     common.check_json(options.json)
-    Utils.keep_memory()
+    keep_freed_memory()
     device = Utils.get_device(options.device)
     with common.prepared(options.images) as images:
         results = train(options, images)

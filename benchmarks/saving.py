@@ -16,10 +16,11 @@ import torch
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.config import expand_grid
-from utils import Grid, Utils, format_value
+from utils import Grid, format_value
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +55,7 @@ def measure(images: common.Prepared, maps: object, repeats: int) -> dict[str, ob
 def main() -> None:
     options = arguments()
     common.check_json(options.json)
-    Utils.keep_memory()
+    keep_freed_memory()
     device = torch.device("cpu")
     with common.prepared(options.images) as images:
         widths = (Constants.FEATURE_MAPS, *Constants.NAMED_FEATURE_MAPS.values())

@@ -32,6 +32,7 @@ from skimage.data import astronaut
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.data.batches import loader
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.lab_cache import RECORD_BYTES
@@ -39,7 +40,7 @@ from deepcolor.reporting.progress import Silent
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.checkpoint import RunPaths
 from deepcolor.training.config import TrainConfig, TrainingRun
-from utils import UserError, Utils
+from utils import UserError
 
 _SIDE = 64  # pixels of a made photograph
 _FILE_BYTES = 4096  # that it takes on the disk
@@ -94,7 +95,7 @@ class AnonymousPeak:
 
 def work(folder: Path, output: Path, trained: int) -> dict[str, float]:
     """What a run does, in a process of its own: opens the images, decoding what is new, and trains."""
-    Utils.keep_memory()
+    keep_freed_memory()
     with AnonymousPeak() as anonymous:
         began = time.monotonic()
         data = LabDataModule.load(folder, output)

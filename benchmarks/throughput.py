@@ -23,6 +23,7 @@ from plain import Plain
 
 import Constants
 from deepcolor.common import cli
+from deepcolor.common.system import available_cores
 from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.config import TrainingRun, expand_grid
 from utils import Utils, format_seconds, format_value
@@ -256,7 +257,7 @@ def main() -> None:
     common.check_json(options.json)
     device = Utils.get_device(options.device)
     load = os.getloadavg()[0]
-    if load > _BUSY * Utils.get_cores():
+    if load > _BUSY * available_cores():
         print(f"throughput.py: the machine is busy (load average {load:.1f}): expect a wide spread", file=sys.stderr)
     with common.prepared(options.images) as images:
         results = {format_value(width): measure_width(width, images, device, options) for width in WIDTHS}

@@ -1,22 +1,25 @@
-"""The signals that ask for a stop, before there is anything to save: imported first, as other imports take seconds."""
+"""Stop signals: SIGINT, SIGTERM and SIGUSR1.
 
-import contextlib
+A program handles them in one of two ways. Before there is work to save, a signal prints one line and exits
+(`exit_on_signal`). During work, it sets a flag that the work polls (`StopFlag`). Imported before anything else,
+because importing PyTorch takes seconds in which the user can press Ctrl-C. Standard library only.
+"""
+
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Self
 
-STOPPED_MESSAGE = "stopped; the same command goes on from here"
-# SIGUSR1 is what a cluster is asked to send shortly before a job's time is over.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPED_MESSAGE = "stopped; the same command continues from here"
+# A cluster sends SIGUSR1 shortly before the time limit of a job. Windows does not have it.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupted(BaseException):
-    """The program was asked to stop by a signal, and has saved what there was to save.
+    """Raised after the work was saved because a signal asked the program to stop.
 
-    Like KeyboardInterrupt no Exception: a library that guards against errors must not take it for one.
+    Not an Exception, like KeyboardInterrupt: code that handles errors must not handle it.
     """
 
     def __init__(self, signal: int) -> None:
@@ -25,46 +28,40 @@ class Interrupted(BaseException):
 
 
 def exit_on_signal() -> None:
-    """From now on a signal ends the program, with one line: for the imports, in which an exception may get lost."""
+    """From now on, a stop signal prints one line and exits with 128 + its number."""
     for number in STOP_SIGNALS:
-        signal.signal(number, _end)
+        signal.signal(number, _exit)
 
 
-@contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
-    """Within, a signal calls the handler."""
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+class StopFlag:
+    """While entered, stop signals only set `signal`. A second Ctrl-C exits at once.
+
+    Usage::
+
+        with StopFlag() as stop:
+            for batch in batches:
+                if stop.signal:
+                    save()
+                    raise Interrupted(stop.signal)
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0  # the number of the first signal received, or 0
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            _exit(number, frame)
+        self.signal = self.signal or number
 
 
-def ending() -> contextlib.AbstractContextManager[None]:
-    """Within, a signal ends the program at once, with one line."""
-    return handled(_end)
-
-
-def raised() -> contextlib.AbstractContextManager[None]:
-    """Within, a signal raises Interrupted."""
-    return handled(_raise)
-
-
-@contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Within, a signal waits; it is as if it came at the end."""
-    came: list[int] = []
-    with handled(lambda number, frame: came.append(number)):
-        yield
-    for number in came:
-        os.kill(os.getpid(), number)
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
     os.write(sys.stderr.fileno(), f"{os.path.basename(sys.argv[0])}: {STOPPED_MESSAGE}\n".encode())
     os._exit(128 + number)
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)

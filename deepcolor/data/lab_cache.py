@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from skimage.color import rgb2lab
 
 import Constants
+from deepcolor.common.color import srgb_to_lab
+from deepcolor.common.files import wait_for_lock, write_atomically
+from deepcolor.common.system import available_cores
 from deepcolor.data.image_io import Unreadable, decode_image, read_file
-from utils import Utils, locked, write_atomically
 
 FORMAT = 2  # raised whenever a record would come out differently
 SHAPE = (3, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE)
@@ -29,7 +30,7 @@ _AHEAD = 64  # photographs in flight: bounds the memory, keeps every core busy
 
 def rgb_to_record(rgb: np.ndarray) -> np.ndarray:
     """(128,128,3) uint8 sRGB -> (3,128,128) int16 Lab in steps of 1/256. Lab: scikit-image, D65, 2 degrees."""
-    return np.rint(rgb2lab(rgb) * Constants.LAB_SCALE).astype(np.int16).transpose(2, 0, 1)
+    return np.rint(srgb_to_lab(rgb) * Constants.LAB_SCALE).astype(np.int16).transpose(2, 0, 1)
 
 
 def read_ahead(records: np.memmap, rows: Iterable[int]) -> None:
@@ -73,7 +74,7 @@ class LabCache:
         Raises OSError if the cache cannot be written.
         """
         # One process builds at a time; the others wait, and then find the work done.
-        with locked(self.home / "lock", wait=f"another run is reading the images in {self.root}: waiting for it"):
+        with wait_for_lock(self.home / "lock", f"another run is reading the images in {self.root}: waiting for it"):
             self._load()
             found = {path: self._signature(path) for path in paths}
             fresh = [path for path, signature in found.items() if self.files.get(path, [])[:3] != signature]
@@ -180,7 +181,7 @@ class LabCache:
 
     def _read_ahead(self, paths: list[str]) -> Iterator[tuple]:
         """`_read` of every path, in order, a bounded number at a time. Decoders work outside Python's lock."""
-        pool = ThreadPoolExecutor(Utils.get_cores())
+        pool = ThreadPoolExecutor(available_cores())
         waiting: deque = deque()
         try:
             for path in paths:

@@ -8,8 +8,9 @@ import skimage
 from PIL import Image
 
 import Constants
+from deepcolor.common.files import wait_for_lock, write_atomically
 from deepcolor.data.image_io import find_photos
-from utils import UserError, locked, write_atomically
+from utils import UserError
 
 # Color photographs that every installation has; of the stereo pair `motorcycle` the left one only, because
 # the right one shows the same things.
@@ -27,7 +28,7 @@ def fill(folder: Path) -> int:
     if not _wanting(folder):
         return 0
     try:
-        with locked(folder / _LOCK, wait=f"another run is filling {folder}/: waiting for it"):
+        with wait_for_lock(folder / _LOCK, f"another run is filling {folder}/: waiting for it"):
             return _write_tiles(folder) if _wanting(folder) else 0
     except OSError as error:
         raise UserError(

@@ -18,11 +18,12 @@ from PIL import Image
 
 import Constants
 from deepcolor.common import signals
+from deepcolor.common.files import write_atomically
+from deepcolor.common.system import available_cores, available_memory, keep_freed_memory
 from deepcolor.data.image_io import Photo, Unreadable, open_image, read_file, read_photo
 from deepcolor.inference import png
 from deepcolor.inference.full_resolution import FullResolution, ModelInput, model_input
 from deepcolor.inference.tasks import ColorizeTask
-from utils import Utils, write_atomically
 
 T = TypeVar("T")
 Predict = Callable[[np.ndarray], np.ndarray]  # L (N,1,side,side) in 0..1 -> ab (N,2,side,side) in Lab units, float32
@@ -47,7 +48,7 @@ class InferencePool:
     """
 
     def __init__(self, tasks: Sequence[ColorizeTask]) -> None:
-        most = max(1, min(Utils.get_cores(), Utils.get_free_memory() // _BYTES_PER_PROCESS))
+        most = max(1, min(available_cores(), available_memory() // _BYTES_PER_PROCESS))
         size = max(1, min(_AT_ONCE, len(tasks) // (2 * most)))
         self.waiting = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
         self.hands = [WorkerHandle(alone=len(tasks) == 1) for _ in range(min(most, len(self.waiting)))]
@@ -158,14 +159,14 @@ def _work_alone(connection: Connection) -> NoReturn:
     for number in signals.STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
-    Utils.keep_memory()
+    keep_freed_memory()
     _work(connection)
     os._exit(0)  # at once: threads may still have strips to compress that nobody wants
 
 
 def _work(connection: Connection) -> None:
     """Is given tasks, asks for colors, reports failures; ends with the connection."""
-    with contextlib.suppress(Stopped, EOFError, ConnectionError), ThreadPoolExecutor(Utils.get_cores()) as pool:
+    with contextlib.suppress(Stopped, EOFError, ConnectionError), ThreadPoolExecutor(available_cores()) as pool:
         work = _Work(connection, pool)
         while True:
             work.do(connection.recv())

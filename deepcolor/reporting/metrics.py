@@ -1,8 +1,10 @@
 """How close a colored picture comes to the photograph, and how colorful both are."""
 
 import numpy as np
-from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.color import deltaE_ciede2000
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from deepcolor.common.color import srgb_to_lab
 
 
 def scores(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
@@ -11,7 +13,7 @@ def scores(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
     PSNR is over all three channels. SSIM is Wang et al. 2004: a Gaussian window of sigma 1.5, population
     covariances. Both without a border crop. Equal pictures have an infinite PSNR.
     """
-    true_lab, lab = rgb2lab(original), rgb2lab(colored)
+    true_lab, lab = srgb_to_lab(original), srgb_to_lab(colored)
     with np.errstate(divide="ignore"):
         psnr = peak_signal_noise_ratio(original, colored, data_range=255)
     return {

@@ -1,6 +1,5 @@
 """The pictures that a run writes: gray and colored PNG, triplets, loss plots, the sweep at a glance."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
-from skimage.color import lab2rgb
 
 import Constants
-from utils import write_atomically
+from deepcolor.common.files import write_atomically
 
 MSE_LABEL = "mse, in units of (ab + 128) / 255"
 # From Okabe and Ito's palette, which color-blind readers can tell apart.
@@ -29,19 +27,6 @@ class Triplet(NamedTuple):
     gray: np.ndarray
     original: np.ndarray
     colored: np.ndarray
-
-
-def to_srgb(lab: np.ndarray) -> np.ndarray:
-    """Lab (3,H,W) float64 -> (H,W,3) uint8 sRGB; colors outside sRGB are clipped, channel by channel."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of clipped values, which is what is wanted
-        return (lab2rgb(lab.transpose(1, 2, 0)) * 255).round().astype(np.uint8)
-
-
-def to_gray(lightness: np.ndarray) -> np.ndarray:
-    """L* (H,W) in 0..100 -> (H,W) uint8: the neutral gray of that L*."""
-    lab = np.stack([lightness, np.zeros_like(lightness), np.zeros_like(lightness)])
-    return to_srgb(lab)[..., 0]
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import Constants
+from deepcolor.common.files import write_atomically
 from deepcolor.training import checkpoint
 from deepcolor.training.checkpoint import RunPaths
 from deepcolor.training.checkpoint_manager import count_unfinished_combinations
 from deepcolor.training.config import TrainingRun
-from utils import UserError, format_value, write_atomically
+from utils import UserError, format_value
 
 SETTING_COLUMNS = ["network", "activation", "feature_maps", "lr", "epoch", "weight_decay"]
 SCORE_COLUMNS = (

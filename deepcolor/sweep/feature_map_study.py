@@ -7,11 +7,12 @@ from itertools import groupby
 from pathlib import Path
 
 import Constants
+from deepcolor.common.files import write_atomically
 from deepcolor.reporting.plots import feature_maps_picture
 from deepcolor.training import checkpoint
 from deepcolor.training.checkpoint import RunPaths
 from deepcolor.training.config import TrainingRun
-from utils import Grid, UserError, write_atomically
+from utils import Grid, UserError
 
 COLUMNS = (
     "network activation feature_maps seeds val_mse_mean test_mse_mean test_mse_min test_mse_max test_mse_deviation "

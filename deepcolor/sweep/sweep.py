@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ColorizerManager import ColorizerManager
+from deepcolor.common.system import available_cores, available_memory
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting.progress import Progress, Silent, SweepProgress
 from deepcolor.sweep.workers import run_side_by_side
@@ -51,7 +52,7 @@ class Sweep:
         a second one; a wide one takes its share of the cores, which is more than one only where training runs are few.
         """
         wide = sum(Utils.is_wide(other.config.feature_maps) for other in self.plan or self.training_runs)
-        cores = Utils.get_cores() // self.context.local_world_size
+        cores = available_cores() // self.context.local_world_size
         return max(1, cores // wide) if Utils.is_wide(training_run.config.feature_maps) else 1
 
     def costs(self) -> dict[TrainingRun, float]:
@@ -77,10 +78,10 @@ class Sweep:
         if seconds < _WORTH_WORKERS:
             return 1
         threads = max(self.threads(training_run) for training_run in self.training_runs)
-        at_once = Utils.get_cores() // threads
+        at_once = available_cores() // threads
         if self.device.type == "cuda":
             at_once = min(at_once, _JOBS_PER_GPU)
-        by_memory = int(Utils.get_free_memory() / _BYTES_PER_JOB)
+        by_memory = int(available_memory() / _BYTES_PER_JOB)
         return max(1, min(at_once, by_memory, len(self.training_runs)))
 
     def run(self, requested: int | None = None) -> list[str]:

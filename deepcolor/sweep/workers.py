@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection, wait
 
 from deepcolor.common import signals
 from deepcolor.common.signals import Interrupted
+from deepcolor.common.system import keep_freed_memory
 from deepcolor.reporting.progress import Progress, StopSignal, SweepProgress
 from deepcolor.training.config import TrainingRun
-from utils import Utils
 
 Train = Callable[[TrainingRun, Progress], str]
 _SECONDS_BETWEEN_NEWS = 0.1
@@ -168,7 +168,7 @@ class _News:
 
 def _work(train: Train, connection: Connection) -> None:
     """The life of a worker."""
-    Utils.keep_memory()
+    keep_freed_memory()
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
     with StopSignal().caught() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
         # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks with SIGTERM.

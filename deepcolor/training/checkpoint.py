@@ -5,7 +5,6 @@ import os
 import platform
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ import skimage
 import torch
 
 import Constants
+from deepcolor.common.files import check_writable, try_lock, write_atomically
 from deepcolor.training.config import TrainingRun
-from utils import UserError, check_writable, locked, write_atomically
+from utils import UserError
 
 # What a file must hold, and of what kind, to be what it says it is.
 MODEL = {
@@ -93,35 +93,9 @@ class RunPaths:
         """From where a training run goes on: the model with its optimizer, in the middle or at the end."""
         return self.checkpoints / training_run.task / ".state" / f"{training_run.name}.pt"
 
-    @contextlib.contextmanager
-    def locked(self, part: Iterable[TrainingRun] | None = None) -> Iterator[None]:
-        """Within, no other run writes below this folder; or, if these are a part of a sweep, only runs of other parts.
-
-        Raises UserError if one does already.
-        """
-        with contextlib.ExitStack() as locks:
-            shared = part is not None
-            locks.enter_context(self._locked(self.root / ".cache" / "running", f"writing below {self.root}", shared))
-            for training_run in part or ():
-                path = self.state(training_run).with_suffix(".lock")
-                locks.enter_context(self._locked(path, f"training {training_run.task} {training_run.name}"))
-            yield
-
-    @contextlib.contextmanager
-    def _locked(self, path: Path, what: str, shared: bool = False) -> Iterator[None]:
-        """Holds the lock of what another run may be doing."""
-        with contextlib.ExitStack() as lock:
-            try:
-                lock.enter_context(locked(path, shared))
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another run is {what}: wait for it, or choose another folder with --output"
-                ) from error
-            except OSError as error:
-                raise UserError(
-                    f"cannot lock {path}: {error.strerror}; choose a folder on another file system with --output"
-                ) from error
-            yield
+    def claim(self, training_run: TrainingRun) -> contextlib.AbstractContextManager[bool]:
+        """Yields whether this process may train the run: no other process holds its lock. Raises OSError."""
+        return try_lock(self.state(training_run).with_suffix(".lock"))
 
     def prepare(self) -> None:
         """Makes the folders, and finds out now rather than after an hour whether they can be written.

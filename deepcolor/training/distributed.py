@@ -108,7 +108,7 @@ class DistributedContext:
             if line is not None and self.claim() and line:
                 # Rank 0's progress bar may have left the line unfinished.
                 print(f"\n{line}", file=sys.__stderr__, flush=True)
-            cli.leave(code)  # without a clean-up, which would wait for those that are gone
+            cli.exit_now(code)  # without a clean-up, which would wait for those that are gone
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -9,8 +9,8 @@ import pytest
 from helpers import ORIENTATION, SIDE, as_the_camera_lay, lab_of, named, picture, swapped_profile, write
 from PIL import Image
 
+from deepcolor.common.color import lab_to_srgb
 from deepcolor.data.dataset import LabDataModule
-from deepcolor.reporting.plots import to_srgb
 
 
 def data_with(path: Path) -> LabDataModule:
@@ -26,7 +26,7 @@ def seen(path: Path) -> np.ndarray:
     data = data_with(path)
     assert not data.left_out
     subset, index = named(data)[path.stem]
-    return to_srgb(lab_of(getattr(data, subset), index).transpose(2, 0, 1))
+    return lab_to_srgb(lab_of(getattr(data, subset), index).transpose(2, 0, 1))
 
 
 @pytest.fixture

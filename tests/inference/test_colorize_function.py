@@ -12,9 +12,10 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 import main
 from colorize import colorize, load
+from deepcolor.common.color import yab_to_srgb
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.image_io import Photo, find_photos
-from deepcolor.inference.full_resolution import model_input, to_srgb
+from deepcolor.inference.full_resolution import model_input
 from utils import UserError
 
 SIDE = 128
@@ -168,7 +169,7 @@ def test_an_unseen_face_is_nearer_to_the_truth_than_in_the_mean_color(
         lab = rgb2lab(truth)
         y = np.where(lab[..., 0] > 8, ((lab[..., 0] + 16) / 116) ** 3, lab[..., 0] * (27 / 24389))
         mean = [np.full(y.shape, value, np.float32) for value in data.mean_ab]
-        guess = to_srgb(y.astype(np.float32), *mean)
+        guess = yab_to_srgb(y.astype(np.float32), *mean)
         found = np.asarray(Image.open(tmp_path / "colored" / f"{path.stem}_color.png"))
         ours.append(deltaE_ciede2000(lab, rgb2lab(found)).mean())
         mean_color.append(deltaE_ciede2000(lab, rgb2lab(guess)).mean())

@@ -15,8 +15,8 @@ import torch
 from helpers import ORIENTATION, as_the_camera_lay, picture, swapped_profile
 from PIL import Image
 
+from deepcolor.common.color import yab_to_srgb
 from deepcolor.inference import png
-from deepcolor.inference.full_resolution import to_srgb
 from deepcolor.training import checkpoint
 
 BOUND = 0.28  # of L*: what the rounding of red, green and blue to 8 bits can come to
@@ -195,7 +195,7 @@ def test_a_color_inside_srgb_is_what_scikit_image_says_it_is() -> None:
     lab = oracles.lab(rgb)
     y = ((lab[..., 0] + 16) / 116) ** 3
     y = np.where(lab[..., 0] > 8, y, lab[..., 0] * (27 / 24389))
-    found = to_srgb(*(plane.astype(np.float32) for plane in (y, lab[..., 1], lab[..., 2])))
+    found = yab_to_srgb(*(plane.astype(np.float32) for plane in (y, lab[..., 1], lab[..., 2])))
     difference = np.abs(found.astype(int) - rgb)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02
@@ -205,7 +205,7 @@ def test_a_color_outside_srgb_moves_towards_gray_and_keeps_its_l() -> None:
     random = np.random.default_rng(11)
     y = random.uniform(0, 1, (200, 200)).astype(np.float32)
     a, b = random.uniform(-128, 128, (2, 200, 200)).astype(np.float32)
-    found = oracles.lab(to_srgb(y.copy(), a.copy(), b.copy()))
+    found = oracles.lab(yab_to_srgb(y.copy(), a.copy(), b.copy()))
     wanted = np.where(y > 216 / 24389, 116 * np.cbrt(y) - 16, y * (24389 / 27))
     assert np.abs(found[..., 0] - wanted).max() < BOUND
     # Of the hue that was asked for, as far as a straight line in linear light keeps it; and no more colorful.
@@ -219,7 +219,7 @@ def test_a_color_outside_srgb_moves_towards_gray_and_keeps_its_l() -> None:
 
 def test_black_and_white_stay_what_they_are() -> None:
     y = np.array([[0.0, 1.0]], np.float32)
-    assert to_srgb(y, np.full_like(y, 90), np.full_like(y, -90)).tolist() == [[[0] * 3, [255] * 3]]
+    assert yab_to_srgb(y, np.full_like(y, 90), np.full_like(y, -90)).tolist() == [[[0] * 3, [255] * 3]]
 
 
 @pytest.mark.parametrize("channels", [3, 4])

@@ -1,0 +1,121 @@
+"""Atomic writes and file locks."""
+
+import contextlib
+import csv
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils import UserError
+
+
+def check_writable(folder: Path, output: Path) -> None:
+    """Creates a folder at or below `output` and checks that files can be written there. Raises UserError if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {output}: {error.strerror}; choose another folder with --output"
+        ) from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
+    """Calls `write(temporary_file)` and renames the result to `path`, so that readers see the old or the new file.
+
+    Args:
+        path: the file to create or replace. Missing parent folders are created.
+        write: writes the content to the path it is given.
+        durable: flush to disk before and after the rename. Without it, a power failure can leave an empty file.
+
+    Raises:
+        OSError: the file cannot be written. The old file is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=f".part{path.suffix}", dir=path.parent)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        if durable:
+            os.fsync(handle)
+        if hasattr(os, "fchmod"):  # mkstemp makes the file private
+            os.fchmod(handle, 0o666 & ~_UMASK)
+        os.close(handle)
+        handle = -1
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    finally:
+        if handle >= 0:
+            os.close(handle)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes rows as a CSV file with a header. A missing value is an empty cell. Raises OSError."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+@contextlib.contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Yields whether this process holds the lock file `path`. The system releases it when its holder dies.
+
+    Raises OSError if the file cannot be created or its file system does not support locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path, message: str) -> Iterator[None]:
+    """Holds the lock file `path`. Prints `message` and waits while another process holds it. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(message, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flushes a rename in `folder` to disk, so that it survives a power failure."""
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Read once, before there are threads: the only way to read the mask is to set it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
