@@ -1,14 +1,13 @@
 """The progress display, and the signals that stop a sweep."""
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from tqdm import tqdm
 
-from deepcolor.common import signals
+from deepcolor.common.signals import StopFlag
 from deepcolor.training.config import TrainingRun
 from utils import format_seconds
 
@@ -59,28 +58,10 @@ def summary_line(training_run: TrainingRun, run: str, metrics: dict) -> str:
     )
 
 
-class StopSignal:
-    """Remembers which signal has asked for a stop, the first of several."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator["StopSignal"]:
-        """Within, the signals ask for a stop; a second Ctrl-C does not ask."""
-        with signals.handled(self._note):
-            yield self
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.number and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = self.number or number
-
-
 class SweepProgress:
     """One bar for a whole sweep, in seconds of expected work."""
 
-    def __init__(self, shown: tqdm, stop: StopSignal) -> None:
+    def __init__(self, shown: tqdm, stop: StopFlag) -> None:
         self.bar = shown
         self.stop = stop
 
@@ -89,7 +70,7 @@ class SweepProgress:
     def printable(cls, seconds: float) -> Iterator["SweepProgress"]:
         """The bar on stderr, which listens to the signals that ask for a stop."""
         form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
-        with bar(total=max(seconds, 1e-9), bar_format=form) as shown, StopSignal().caught() as stop:
+        with bar(total=max(seconds, 1e-9), bar_format=form) as shown, StopFlag() as stop:
             yield cls(shown, stop)
 
     def of(self, cost: float) -> "RunProgress":
@@ -116,4 +97,4 @@ class RunProgress:
         self.sweep.bar.refresh()
 
     def stop_signal(self) -> int:
-        return self.sweep.stop.number
+        return self.sweep.stop.signal

@@ -11,9 +11,9 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from deepcolor.common import signals
-from deepcolor.common.signals import Interrupted
+from deepcolor.common.signals import Interrupted, StopFlag
 from deepcolor.common.system import keep_freed_memory
-from deepcolor.reporting.progress import Progress, StopSignal, SweepProgress
+from deepcolor.reporting.progress import Progress, SweepProgress
 from deepcolor.training.config import TrainingRun
 
 Train = Callable[[TrainingRun, Progress], str]
@@ -90,22 +90,22 @@ def run_side_by_side(
                 getattr(shown, kind)(*news)
     for worker in crew.workers:
         worker.process.join()
-    if progress.stop.number:
-        raise Interrupted(progress.stop.number)
+    if progress.stop.signal:
+        raise Interrupted(progress.stop.signal)
     return crew.outcomes
 
 
 class _Crew:
     """The workers, what waits for them, and what has come of it."""
 
-    def __init__(self, train: Train, training_runs: Sequence[TrainingRun], jobs: int, stop: StopSignal) -> None:
+    def __init__(self, train: Train, training_runs: Sequence[TrainingRun], jobs: int, stop: StopFlag) -> None:
         self.train = train
         self.waiting = list(training_runs)
         self.outcomes: list[str] = []
         self.stop = stop
         self.told_to_stop = False
         self.tried_twice: set[TrainingRun] = set()
-        with signals.raised():  # the server's imports take seconds, in which there is nothing to save
+        with contextlib.nullcontext():  # the server's imports take seconds, in which there is nothing to save
             self.workers = [Worker(train) for _ in range(jobs)]
         for worker in self.workers:
             self._hand_next(worker)
@@ -118,7 +118,7 @@ class _Crew:
 
     def forward_stop(self) -> None:
         """If a stop was asked for, asks the workers for it, once."""
-        if self.stop.number and not self.told_to_stop:
+        if self.stop.signal and not self.told_to_stop:
             self.waiting, self.told_to_stop = [], True
             for worker in self.busy():
                 worker.process.terminate()
@@ -131,7 +131,7 @@ class _Crew:
         """Puts a new worker in the place of one that died at work, whose training run it continues: once."""
         training_run, worker.training_run = worker.training_run, None
         what = f"{training_run.task} {training_run.name}: {worker.died_of()}"
-        if self.stop.number:
+        if self.stop.signal:
             return
         if training_run in self.tried_twice:
             self.outcomes.append(what)
@@ -147,7 +147,7 @@ class _Crew:
 class _News:
     """The progress of a worker, told to the parent, which shows it."""
 
-    def __init__(self, connection: Connection, stop: StopSignal) -> None:
+    def __init__(self, connection: Connection, stop: StopFlag) -> None:
         self.connection = connection
         self.stop = stop
         self.untold = 0.0
@@ -163,14 +163,14 @@ class _News:
         self.connection.send(("say", line))
 
     def stop_signal(self) -> int:
-        return self.stop.number
+        return self.stop.signal
 
 
 def _work(train: Train, connection: Connection) -> None:
     """The life of a worker."""
     keep_freed_memory()
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
-    with StopSignal().caught() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
+    with StopFlag() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
         # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
