@@ -102,7 +102,7 @@ def _photo(array: np.ndarray) -> Photo:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("colorize.py", description="Colors photographs.", allow_abbrev=False)
+    parser = cli.Parser("colorize.py", description="Colors photographs.")
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
     add(

@@ -56,7 +56,7 @@ def jobs(text: str) -> int | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("main.py", description="Trains the Regressor and the Colorizer.", allow_abbrev=False)
+    parser = cli.Parser("main.py", description="Trains the Regressor and the Colorizer.")
     many = {"nargs": "+"}
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, default=Path(Constants.IMAGES), help="photographs to learn from (data)")

@@ -40,7 +40,7 @@ WIDTHS = (Constants.FEATURE_MAPS, Constants.NAMED_FEATURE_MAPS["deep"])
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("budget.py", description="A plan for many images on many GPUs.", allow_abbrev=False)
+    parser = cli.Parser("budget.py", description="A plan for many images on many GPUs.")
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to measure with (the built-in ones)")
     add("--images-count", metavar="N", type=common.at_least_one, default=1_000_000, help="to plan for (1000000)")

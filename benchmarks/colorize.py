@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_LOOKS = 0.01  # at the memory in use
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("colorize.py", description="Speed and memory of colorize.py.", allow_abbrev=False)
+    parser = cli.Parser("colorize.py", description="Speed and memory of colorize.py.")
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", type=Path, help="a colorizer's checkpoint (one trained for a moment)")
     add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of that one (3)")

@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("precision.py", description="bf16 against float32.", allow_abbrev=False)
+    parser = cli.Parser("precision.py", description="bf16 against float32.")
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=100, help="epochs of each training (100)")

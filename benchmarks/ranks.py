@@ -46,7 +46,7 @@ def epoch_seconds(ranks: int, feature_maps: object, batch_size: int, images: com
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("ranks.py", description="A rank that scaling.py measures.", allow_abbrev=False)
+    parser = cli.Parser("ranks.py", description="A rank that scaling.py measures.")
     parser.add_argument("folder", type=Path, help="what to measure with")
     parser.add_argument("--feature-maps", type=common.feature_maps, default=Constants.FEATURE_MAPS)
     parser.add_argument("--batch-size", type=common.at_least_one, default=Constants.BATCH_SIZE)

@@ -64,7 +64,7 @@ class Averaged(ColorizerManager):
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("recipe.py", description="The parts of --recipe best.", allow_abbrev=False)
+    parser = cli.Parser("recipe.py", description="The parts of --recipe best.")
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training (60)")

@@ -76,7 +76,7 @@ def study(rows: Sequence[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = cli.Parser("reproduction.py", description="The tables of docs/reproduction.md.", allow_abbrev=False)
+    parser = cli.Parser("reproduction.py", description="The tables of docs/reproduction.md.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="an --output folder of main.py")
     options: argparse.Namespace = parser.parse_args()
     for folder in options.folders:

@@ -24,7 +24,7 @@ from utils import Grid, format_value
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("saving.py", description="What saving costs.", allow_abbrev=False)
+    parser = cli.Parser("saving.py", description="What saving costs.")
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--repeats", metavar="N", type=common.at_least_one, default=15, help="measurements of each figure (15)")

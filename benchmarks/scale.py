@@ -49,7 +49,7 @@ _SECONDS_BETWEEN_LOOKS = 0.02  # at the memory in use
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("scale.py", description="Memory and time per image, few and many.", allow_abbrev=False)
+    parser = cli.Parser("scale.py", description="Memory and time per image, few and many.")
     add = parser.add_argument
     many = {"nargs": "+", "type": common.at_least_one, "metavar": "N"}
     add("--images-count", **many, default=[1000, 100_000], help="numbers of images to compare (1000 100000)")

@@ -34,7 +34,7 @@ MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("scaling.py", description="Parts of a sweep, ranks of a training run.", allow_abbrev=False)
+    parser = cli.Parser("scaling.py", description="Parts of a sweep, ranks of a training run.")
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--feature-maps", metavar="MAPS", type=common.feature_maps, default=3, help="of the networks (3)")

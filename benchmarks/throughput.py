@@ -35,7 +35,7 @@ _BUSY = 0.2  # load average per core from which on others are noticed
 
 
 def arguments() -> argparse.Namespace:
-    parser = cli.Parser("throughput.py", description="The package against the plain way.", allow_abbrev=False)
+    parser = cli.Parser("throughput.py", description="The package against the plain way.")
     add = parser.add_argument
     add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
