@@ -14,7 +14,7 @@ _STEPS = 1 << 16  # entries of a table over 0..1
 _LINEAR_BELOW = np.float32(6 / 29)  # Lab's f is a straight line below this value
 _SLOPE, _SHIFT = np.float32(1 / 7.787), np.float32(16 / 116)
 _EPSILON = np.float32(1e-9)
-# Colors this far outside sRGB, in linear light, are taken for inside: stored Lab is rounded to 1/256.
+# Colors at most this far outside sRGB, in linear light, count as inside: stored Lab is rounded to 1/256.
 _TOLERANCE = np.float32(5e-5)
 
 
@@ -91,10 +91,12 @@ def yab_to_srgb(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     offsets = [m[0] * x + m[1] * y + m[2] * z for m in _RGB_MINUS_Y]
     largest = np.maximum(np.maximum(offsets[0], offsets[1]), offsets[2])
     smallest = np.minimum(np.minimum(offsets[0], offsets[1]), offsets[2])
+    inside = np.minimum(1 - y - largest, y + smallest) > -_TOLERANCE
     # The fraction of the way from gray to the color that stays below 1 and above 0.
-    np.divide(1 + _TOLERANCE - y, np.maximum(largest, _EPSILON, out=largest), out=largest)
-    np.divide(-_TOLERANCE - y, np.minimum(smallest, -_EPSILON, out=smallest), out=smallest)
+    np.divide(1 - y, np.maximum(largest, _EPSILON, out=largest), out=largest)
+    np.divide(-y, np.minimum(smallest, -_EPSILON, out=smallest), out=smallest)
     fraction = np.minimum(np.minimum(largest, smallest, out=largest), 1, out=largest)
+    np.copyto(fraction, 1, where=inside)
     fraction *= _STEPS - 1
     y *= _STEPS - 1
     y += np.float32(0.5)
