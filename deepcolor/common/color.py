@@ -15,7 +15,7 @@ _LINEAR_BELOW = np.float32(6 / 29)  # Lab's f is a straight line below this valu
 _SLOPE, _SHIFT = np.float32(1 / 7.787), np.float32(16 / 116)
 _EPSILON = np.float32(1e-9)
 # Colors at most this far outside sRGB, in linear light, count as inside: stored Lab is rounded to 1/256.
-_TOLERANCE = np.float32(5e-5)
+_TOLERANCE = np.float32(1e-4)
 
 
 def _srgb_to_linear(values: np.ndarray) -> np.ndarray:
