@@ -1,47 +1,53 @@
-"""A training step as one CUDA graph: a small network is all launch overhead, and a replay launches once."""
+"""CUDA graphs: a small network spends its time launching kernels, and a graph launches all of them at once."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_EAGER_STEPS = 3  # before the capture, so that every library has chosen its algorithm and has its memory
+_EAGER_CALLS = 3  # before the capture, so that every library has chosen its algorithms and allocated its memory
 
 
 class CudaGraphStep:
-    """Calls `step(*inputs)` through a CUDA graph for every call whose inputs have the shapes of the first.
+    """Calls `step(*inputs)` by replaying a CUDA graph, one for each combination of input shapes.
 
-    The first few calls run as they are, on a stream of their own as a capture needs it; then one is captured
-    and from there on replayed. Inputs of another shape (the last batch of an epoch) always run as they are.
-    `step` must write its results in place and must not synchronize.
+    The first calls with the same shapes run eagerly, the next one is captured, and all later ones are replayed.
+
+    Args:
+        step: writes its results in place and does not synchronize with the GPU.
     """
 
     def __init__(self, step: Callable[..., None]) -> None:
         self.step = step
-        self.calls = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: tuple[Tensor, ...] = ()
         self.stream = torch.cuda.Stream()
+        self.eager_calls: Counter[tuple[torch.Size, ...]] = Counter()
+        self.graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
 
     def __call__(self, *inputs: Tensor) -> None:
-        if not self.inputs:
-            self.inputs = tuple(tensor.clone() for tensor in inputs)
-        if [tensor.shape for tensor in inputs] != [tensor.shape for tensor in self.inputs]:
-            self.step(*inputs)
-        elif self.calls < _EAGER_STEPS:
-            self.calls += 1
-            self._beside(inputs)
-        else:
-            for static, tensor in zip(self.inputs, inputs):
-                static.copy_(tensor)
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):  # records, and runs nothing
-                    self.step(*self.inputs)
-            self.graph.replay()
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if self.eager_calls[shapes] < _EAGER_CALLS:
+            self.eager_calls[shapes] += 1
+            self._run_eagerly(inputs)
+            return
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self._capture(inputs)
+        graph, static_inputs = self.graphs[shapes]
+        for static, tensor in zip(static_inputs, inputs):
+            static.copy_(tensor)
+        graph.replay()
 
-    def _beside(self, inputs: tuple[Tensor, ...]) -> None:
+    def _run_eagerly(self, inputs: tuple[Tensor, ...]) -> None:
+        """Runs the step on a side stream, which PyTorch requires before a capture."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             self.step(*inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+        """Returns the graph of the step and the tensors from which it reads its inputs. Does not run the step."""
+        static_inputs = tuple(tensor.clone() for tensor in inputs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step(*static_inputs)
+        return graph, static_inputs
