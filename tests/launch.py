@@ -1,9 +1,6 @@
-"""Ranks of the real program, as torchrun starts them or by hand, and what they say."""
+"""Helpers for tests that start the real program with torchrun."""
 
-import os
-import socket
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 from helpers import ROOT
@@ -13,52 +10,36 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def torchrun(*arguments: object, cwd: Path, program: Path = MAIN) -> Process:
-    """`torchrun --nproc-per-node=2 main.py …`, whose ranks are sessions of their own: see `ranks`."""
+    """Starts `torchrun --nproc-per-node=2 main.py ...`. Its ranks are in process groups of their own: see `ranks`."""
     return Process(*TORCHRUN, program, *arguments, cwd=cwd, program=Path("-m"))
 
 
-def ranks(process: Process) -> dict[int, int]:
-    """rank -> process."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            parent = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
-            variables = dict(entry.partition("=")[::2] for entry in path.read_text().split("\0"))
-        except (OSError, ValueError):  # it has just ended, or is not ours
-            continue
-        if parent == process.pid and "RANK" in variables:
-            found[int(variables["RANK"])] = int(path.parent.name)
-    return found
+def ranks(process: Process) -> list[int]:
+    """Returns the pids of the ranks in order: torchrun starts one after the other."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return sorted(int(pid) for children in tasks for pid in children.read_text().split())
 
 
 def own_lines(process: Process) -> list[str]:
-    """What the program itself wrote to stderr: torchrun adds a report of its own, which has a traceback."""
-    assert f'File "{ROOT}' not in process.stderr
+    """Returns the lines that the program wrote to stderr, without torchrun's report. Fails if it wrote a traceback.
+
+    torchrun's report contains tracebacks too, of a virtual environment that can be inside the project's folder.
+    """
+    assert not re.search(rf'File "{re.escape(str(ROOT))}/(?!\.venv/)', process.stderr)
     return [line for line in process.stderr.splitlines() if "main.py: " in line]
 
 
-def program(path: Path, changes: str) -> Path:
-    """main.py as torchrun starts it, but for some changes."""
-    head = f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport main\nfrom Distributed import launch\n"
-    path.write_text(f"{head}{changes}\nsys.exit(launch(lambda context: main.main(context=context)))\n")
+def exit_codes(process: Process) -> list[int]:
+    """Returns the exit codes of the ranks that failed, sorted, from torchrun's report."""
+    return sorted(int(code) for code in re.findall(r"exitcode  : (-?\d+)", process.stderr))
+
+
+def program(folder: Path, changes: str) -> Path:
+    """Writes a main.py that executes `changes` before it starts, and returns its path."""
+    path = folder / "main.py"
+    path.write_text(
+        f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"import main\nfrom deepcolor.training.distributed import launch\n{changes}\n"
+        "sys.exit(launch(lambda context: main.main(context=context)))\n"
+    )
     return path
-
-
-def by_hand(*arguments: object, cwd: Path, program: Path = MAIN) -> list[subprocess.CompletedProcess]:
-    """What two ranks come to that are started without torchrun, which hides their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, **context, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [[stream.decode() for stream in process.communicate(timeout=120)] for process in started]
-    return [subprocess.CompletedProcess(p.args, p.returncode, *texts) for p, texts in zip(started, said)]

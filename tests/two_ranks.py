@@ -1,130 +1,99 @@
-"""What a rank does in a test, started by torchrun: `two_ranks.py IMAGES OUTPUT` writes what it saw to OUTPUT/<rank>.pt.
+"""What test_distributed.py compares between two ranks and a single process.
 
-With `SINGLE_PROCESS` for a context, the functions show what one process alone would see.
+torchrun starts `two_ranks.py IMAGES OUTPUT`. Each rank writes its results to OUTPUT/<rank>.pt.
 """
 
-import itertools
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
-from helpers import MANAGERS, SUBSETS, TASKS, Silent
-from torch import Tensor, nn
+from helpers import MANAGERS, SUBSETS, TASKS, SilentCallbacks
+from torch import nn
 
 import Constants
 from deepcolor.common.signals import Interrupted
-from deepcolor.data.batches import BatchSpec
-from deepcolor.data.dataset import LabDataModule, LabDataset
-from deepcolor.training.checkpoint import RunPaths
+from deepcolor.data.dataset import LabDataModule
 from deepcolor.training.config import TrainConfig, TrainingRun
-from deepcolor.training.distributed import DistributedContext
+from deepcolor.training.distributed import DistributedContext, launch
+from deepcolor.training.paths import RunPaths
 from deepcolor.training.trainer import Trainer
+from utils import UserError
 
-BATCHES = (8, 7)  # shared out evenly and unevenly
-STOP_AT = 1.5  # epochs, at which rank 1 alone is asked to stop
-
-
-def trainer(
-    task: tuple[str, str], data: LabDataModule, output: Path, context: DistributedContext, **options: object
-) -> Trainer:
-    progress = options.pop("progress", Silent())
-    training_run = TrainingRun(*task, TrainConfig(**options), (3,))
-    device = torch.device("cpu")
-    made = MANAGERS[task[0]](training_run, data, RunPaths(output), device, progress, False, context)
-    if task[0] == "regressor":  # which begins with the same prediction for every image, and no gradient below its head
-        torch.manual_seed(0)
-        nn.init.normal_(made.model.head.weight, std=0.01)
-    return made
+STEPS = ((8, 0), (7, 0), (16, 1))  # batch size and step: an even and an uneven batch, and the last one of one image
+Results = dict[object, object]
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+def build(task: tuple[str, str], data: LabDataModule, context: DistributedContext, **config: object) -> Trainer:
+    run, paths, device = TrainingRun(*task, TrainConfig(**config), (1,)), RunPaths(Path()), torch.device("cpu")
+    return MANAGERS[task[0]](run, data, paths, device, SilentCallbacks(), context=context)
 
 
-def first_steps(data: LabDataModule, output: Path, context: DistributedContext) -> dict[object, dict[str, Tensor]]:
-    """The gradients of a first step, where the statistics of BatchNorm do not depend on how a batch is shared out."""
-    found: dict[object, dict[str, Tensor]] = {}
-    for task, batch_size in itertools.product(TASKS, BATCHES):
-        here = trainer(task, data, output, context, batch_size=batch_size)
-        here.model.train()
-        for module in here.model.modules():
+def gradients(data: LabDataModule, context: DistributedContext) -> Results:
+    """Returns the gradients and the loss of some steps."""
+    found: Results = {}
+    for task, (batch_size, step) in product(TASKS, STEPS):
+        trainer = build(task, data, context, batch_size=batch_size)
+        trainer.model.train()
+        for module in trainer.model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # it normalizes with its running statistics
-        here.take_step(*next(iter(here.training_batches())))
-        found[task, batch_size] = gradients(here.model)
-    for task in TASKS:
-        # Two equal halves, which have the statistics of the whole.
-        here = trainer(task, data, output, context, batch_size=8)
-        here.model.train()
-        half = here.data.train.__getitems__(BatchSpec(torch.arange(4)))
-        here.take_step(*half if context.world_size == 2 else (torch.cat([part, part]) for part in half))
-        found[task, "halves"] = gradients(here.model)
-        # The last batch of the epoch has one image.
-        here = trainer(task, data, output, context, batch_size=len(data.train) - 1)
-        here.model.train()
-        here.batch = 1
-        here.batches.set_epoch(1, here.batch)
-        (last,) = here.training_batches()
-        here.take_step(*last)
-        found[task, "one image"] = gradients(here.model)
-        found[task, "loss of one image"] = {"loss_sum": context.sum(here.loss_sum)}
+                module.eval()  # otherwise its statistics, on CPUs, are those of a slice
+        if task[0] == "regressor":  # its head starts at zero, which gives the layers below no gradient
+            torch.manual_seed(0)
+            nn.init.normal_(trainer.model.head.weight, std=0.01)
+        trainer.batch = step
+        trainer.batches.set_epoch(1, step)
+        trainer.run_step(*next(iter(trainer.training_batches())))
+        found[task, batch_size, "loss"] = context.sum(trainer.loss_sum)
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:
+                found[task, batch_size, name] = parameter.grad.clone()
     return found
 
 
-def seen(data: LabDataModule, output: Path, context: DistributedContext) -> dict[int, list[list[int]]]:
-    """The images that were read in the training steps of an epoch, for each batch size: a list per step."""
-    read: list[list[int]] = []
-    original = LabDataset.__getitems__
-
-    def watched(self: LabDataset, draw: BatchSpec) -> tuple[Tensor, ...]:
-        if draw.boxes is not None:
-            read.append(draw.rows.tolist())
-        return original(self, draw)
-
-    LabDataset.__getitems__ = watched
-    found = {}
-    try:
-        for batch_size in (*BATCHES, 2):
-            read.clear()
-            trainer(TASKS[1], data, output, context, batch_size=batch_size).train_epoch()
-            found[batch_size] = list(read)
-    finally:
-        LabDataset.__getitems__ = original
-    return found
-
-
-def evaluations(data: LabDataModule, output: Path, context: DistributedContext) -> dict[object, tuple[float, float]]:
-    """The mse of a and b of untrained networks, in large batches and in some that leave one image over."""
-    found = {}
-    for task, size in itertools.product(TASKS, (Constants.EVALUATION_BATCH, 1)):
-        here = trainer(task, data, output, context)
+def evaluations(data: LabDataModule, context: DistributedContext) -> Results:
+    """Returns the mse of a and b of untrained networks, in large batches and in batches of one image per rank."""
+    found: Results = {}
+    default = Constants.EVALUATION_BATCH
+    for task, size, subset in product(TASKS, (default, 1), SUBSETS):
         Constants.EVALUATION_BATCH = size
-        for subset in SUBSETS:
-            found[task, size, subset] = here.evaluate(getattr(here.data, subset))
-        Constants.EVALUATION_BATCH = 64
+        found[task, size, subset] = build(task, data, context).evaluate(getattr(data, subset))
+    Constants.EVALUATION_BATCH = default
     return found
 
 
-def stop(data: LabDataModule, output: Path, context: DistributedContext) -> tuple[int, int, int]:
-    """Rank 1 alone is told to stop. The signal, and after how many epochs and steps this rank stopped."""
-    progress = Silent(stop_after=STOP_AT if context.rank == 1 else None)
-    here = trainer(TASKS[0], data, output / "stopped", context, batch_size=2, progress=progress)
-    try:
-        here.train()
-    except Interrupted as stopped:
-        return stopped.signal, here.epoch, here.batch
-    raise AssertionError("not stopped")
+def communication(data: LabDataModule, context: DistributedContext) -> Results:
+    """Returns what this rank gets from the methods of its context."""
+
+    def raised(error: BaseException) -> tuple[type, tuple]:
+        def fail() -> None:
+            raise error
+
+        try:
+            context.run_on_main(fail)
+        except type(error) as caught:
+            return type(caught), caught.args
+        raise AssertionError("not raised")
+
+    tensor = torch.tensor([1.0, 10.0]) * (context.rank + 1)
+    return {
+        "run_on_main": context.run_on_main(lambda: context.rank),
+        "errors": [raised(error) for error in (UserError("text"), OSError(28, "full"), Interrupted(15))],
+        "sum_on_main": (context.sum_on_main(tensor).tolist(), tensor.tolist()),
+        "sync_stop": [context.sync_stop(15 * context.rank, due=context.rank == rank) for rank in (0, 1)],
+        "sync_stop between": context.sync_stop(15, due=True, step=Constants.AGREE_STEPS + 1),
+        "local_device": context.local_device(torch.device("cpu")),
+    }
 
 
-def main(images: Path, output: Path) -> None:
+def main(context: DistributedContext) -> int:
     torch.set_num_threads(1)
-    context = DistributedContext.from_environment()
-    context.join()
+    images, output = map(Path, sys.argv[1:])
     data = context.run_on_main(lambda: LabDataModule.load(images, output))
-    found = {what.__name__: what(data, output, context) for what in (first_steps, seen, evaluations, stop)}
+    found = {part.__name__: part(data, context) for part in (gradients, evaluations, communication)}
     torch.save(found, output / f"{context.rank}.pt")
-    context.leave()
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(launch(main))

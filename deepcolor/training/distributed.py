@@ -1,8 +1,10 @@
-"""Several processes, the ranks, that train one model together; and one process alone, for which all of it is nothing.
+"""Data-parallel training of one model by several processes (ranks) that torchrun starts.
 
-torchrun starts the ranks and tells each its place in RANK, WORLD_SIZE, LOCAL_RANK and their like. Nothing else makes a
-run distributed: no variable of a cluster's scheduler does. What the ranks say to each other goes over gloo, on the CPU;
-only gradients and the statistics of BatchNorm on GPUs go over NCCL.
+All ranks iterate over the same batches, and each processes its slice of every batch. The mean of the ranks' gradients
+is the gradient of the global batch. Gradients and SyncBatchNorm on GPUs use NCCL; everything else uses gloo.
+
+All ranks must call functions that communicate in the same order. These raise a RuntimeError if another rank failed,
+which `launch` handles.
 """
 
 import contextlib
@@ -12,260 +14,265 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import Constants
-from deepcolor.common import cli, signals
-from deepcolor.common.signals import Interrupted
+from deepcolor.common import cli
+from deepcolor.common.signals import STOP_SIGNALS, STOPPED_MESSAGE, Interrupted
+from deepcolor.data.batches import BatchSpec
 from utils import UserError
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_FAILED = "failed"  # a key in the store: how many ranks failed
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class DistributedContext:
-    """The ranks of a run, and which of them this process is. `DistributedContext()` is a process of its own, which asks nobody.
+    """This process's place among the ranks. All methods are no-ops when world_size is 1."""
 
-    A method that says "all ranks" must be called by all of them, in the same order. Where another rank has ended or
-    does not answer, it ends this process, with a line if none was written yet.
-    """
-
-    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
-        self.rank, self.world_size = rank, world_size
-        self.local_rank, self.local_world_size = local_rank, local_world_size  # among those on this machine
-        self.spoken_for = False  # whether rank 0 tells why this rank ends
-
-    @classmethod
-    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "DistributedContext":
-        """The context that torchrun tells of. Raises UserError if it tells only half of it."""
-        if variables.get("WORLD_SIZE", "1") == "1":
-            return cls()
-        if missing := [name for name in _VARIABLES if not variables.get(name)]:
-            raise UserError(
-                f"WORLD_SIZE is {variables['WORLD_SIZE']!r}, but there is no {', '.join(missing)}: "
-                "start the ranks with torchrun, or unset WORLD_SIZE"
-            )
-        try:
-            rank, world_size, local_rank, local_world_size = (int(variables[name]) for name in _VARIABLES[:4])
-        except ValueError:
-            rank, world_size = -1, 0
-        if not 0 <= rank < world_size:
-            told = ", ".join(f"{name}={variables[name]}" for name in _VARIABLES[:4])
-            raise UserError(f"{told} cannot be: start the ranks with torchrun, or unset WORLD_SIZE")
-        return cls(rank, world_size, local_rank, local_world_size)
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    store: dist.Store | None = None
+    patient_group: dist.ProcessGroup | None = None  # all ranks, with a long timeout
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is rank 0, which alone speaks and writes."""
+        """Whether this is rank 0, the only rank that prints and writes files."""
         return self.rank == 0
 
-    # --- Beginning and end -------------------------------------------------------------------------
-
-    def join(self) -> None:
-        """Meets the other ranks. Raises UserError if they cannot be found."""
-        patience, long_patience = (timedelta(seconds=s) for s in (Constants.RANK_SECONDS, Constants.ALONE_SECONDS))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        try:
-            # Whoever waits for a rank that has died hears of no signal: here it ends the process by itself.
-            with signals.handled(signal.SIG_DFL):
-                self.store, _, _ = next(dist.rendezvous("env://", timeout=patience))
-                place = {
-                    "store": dist.PrefixStore("ranks", self.store),
-                    "rank": self.rank,
-                    "world_size": self.world_size,
-                }
-                dist.init_process_group(backend, timeout=patience, **place)
-                # For what rank 0 does alone while the others wait: reading all images for the first time takes hours.
-                self.patient = dist.new_group(backend="gloo", timeout=long_patience)
-        except (RuntimeError, ValueError) as error:
-            where = ":".join(os.environ[name] for name in _VARIABLES[4:])
-            raise UserError(f"rank {self.rank} does not meet the others at {where}: {_brief(error)}") from error
-
-    def leave(self) -> None:
-        """Parts from the other ranks once all has gone well."""
-        dist.destroy_process_group()
-
-    def claim(self) -> bool:
-        """Whether this rank is the first to say why the run ends; from then on no other does."""
-        try:
-            if not self.is_main_process:  # rank 0 fails of the same, perhaps, and may then say so
-                wait_until = time.monotonic() + Constants.CLAIM_SECONDS
-                while not self.store.check(["failed"]) and time.monotonic() < wait_until:
-                    time.sleep(0.05)
-            return self.store.add("failed", 1) == 1
-        except RuntimeError:  # the launcher, which keeps the store, is gone
-            return True
-
-    def end(self, code: int, line: str | None) -> NoReturn:
-        """Ends this process at once, with a line if it is the first to say one. None leaves that to another rank."""
-        with signals.handled(signal.SIG_IGN):  # the launcher's, which ends those that another rank has left
-            if line is not None and self.claim() and line:
-                # Rank 0's progress bar may have left the line unfinished.
-                print(f"\n{line}", file=sys.__stderr__, flush=True)
-            cli.exit_now(code)  # without a clean-up, which would wait for those that are gone
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Ends this process where what is done within fails for want of another rank.
-
-        A signal waits: only what comes of the others shows whether it is a stop for all, or the launcher's, which ends
-        those that another rank has left.
-        """
-        try:
-            with signals.held():
-                yield
-        except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-                raise
-            self.end(
-                1,
-                f"main.py: another of the {self.world_size} ranks has ended or does not answer; "
-                "the same command goes on from what was saved",
-            )
-
-    # --- Doing things together ---------------------------------------------------------------------
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "DistributedContext":
+        """Reads torchrun's variables. Raises UserError if they are incomplete or inconsistent."""
+        if variables.get("WORLD_SIZE", "1") == "1":
+            return cls()
+        with contextlib.suppress(KeyError, ValueError):
+            context = cls(*(int(variables[name]) for name in _VARIABLES))
+            if 0 <= context.rank < context.world_size:
+                return context
+        found = ", ".join(f"{name}={variables.get(name, '')}" for name in _VARIABLES)
+        raise UserError(f"cannot use {found}: start the ranks with torchrun, or unset WORLD_SIZE")
 
     def run_on_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, which alone calls it, for all ranks.
+        """Calls `function` on rank 0 and returns its value on all ranks.
 
-        What it raises there is raised by all ranks, if it is an error that a user can mend, or a stop.
+        A UserError, OSError or Interrupted that it raises is raised on all ranks.
         """
         if self.world_size == 1:
             return function()
-        if not self.is_main_process:
-            value, error = self._broadcast_from_main(None)
-            if error is not None:
-                self.spoken_for = True
-                raise error
-            return value
-        try:
-            value = function()
-        except (UserError, OSError, Interrupted, KeyboardInterrupt) as error:
-            self._broadcast_from_main((None, error))
-            raise
-        self._broadcast_from_main((value, None))
+        result = [(None, None)]
+        if self.is_main_process:
+            try:
+                result = [(function(), None)]
+            except (UserError, OSError, Interrupted) as error:
+                result = [(None, error)]
+        dist.broadcast_object_list(result, src=0, group=self.patient_group)
+        value, error = result[0]
+        if error is not None:
+            raise error
         return value
 
-    def _broadcast_from_main(self, outcome: tuple | None) -> tuple:
-        carried = [outcome]
-        try:
-            with self.together():
-                dist.broadcast_object_list(carried, src=0, group=self.patient)
-        except OSError as error:  # the images are mapped where they arrive
-            raise UserError(
-                f"rank {self.rank} does not see {error.filename}: --output must be a folder that all nodes share"
-            ) from error
-        return carried[0]
-
-    @contextlib.contextmanager
-    def hold_on_main(self, held: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
-        """Within, rank 0 holds what `held()` manages. All ranks raise what entering it raises."""
-        with contextlib.ExitStack() as stack:
-            self.run_on_main(lambda: stack.enter_context(held()) and None)
-            yield
-
     def sync_stop(self, stop: int, due: bool = False, step: int = 0) -> tuple[int, bool]:
-        """The signal that any of all ranks was asked to stop by, 0 if none; and whether rank 0 finds something due.
+        """Returns the largest `stop` of all ranks (a signal, or 0), and rank 0's `due`.
 
-        They ask each other at every so manieth step only, and otherwise sync_stop on nothing.
+        Communicates every SYNC_STEPS steps. At other steps it returns (0, False).
         """
         if self.world_size == 1:
             return stop, due
-        if step % Constants.AGREE_STEPS:
+        if step % Constants.SYNC_STEPS:
             return 0, False
-        asked = torch.tensor([stop, due and self.is_main_process], dtype=torch.int64)
-        with self.together():
-            dist.all_reduce(asked, dist.ReduceOp.MAX)
-        stop, due = asked.tolist()
-        self.spoken_for = stop > 0
-        return stop, bool(due)
+        flags = torch.tensor([stop, due and self.is_main_process], dtype=torch.int64)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return int(flags[0]), bool(flags[1])
 
-    def sum(self, mine: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all ranks."""
         if self.world_size == 1:
-            return mine
-        total = mine.cpu()  # over gloo, where an error shows at once
-        total = total.clone() if total is mine else total
-        with self.together():
-            dist.all_reduce(total)
-        return total.to(mine.device)
+            return tensor
+        total = tensor.cpu().clone()  # gloo reports a failed rank at once
+        dist.all_reduce(total)
+        return total.to(tensor.device)
 
-    def sum_on_main(self, mine: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, which from now on is rank 0's, while the others have zero."""
-        total = self.sum(mine)
+    def sum_on_main(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor by its sum over all ranks on rank 0 and by zeros elsewhere. Returns the sum."""
+        total = self.sum(tensor)
         if self.world_size > 1:
-            mine.copy_(total) if self.is_main_process else mine.zero_()
+            tensor.copy_(total) if self.is_main_process else tensor.zero_()
         return total
 
     def local_device(self, device: torch.device) -> torch.device:
-        """This rank's GPU, where the device is a GPU. Raises UserError, on all ranks, if there are too few of them."""
+        """Returns this rank's GPU if the ranks use GPUs. Raises UserError on all ranks if there are too few."""
         if self.world_size == 1:
             return device
-        wanted = device.type == "cuda"
-        own = wanted and self.local_rank < torch.cuda.device_count()
-        wanting, having = self.sum(torch.tensor([wanted, own], dtype=torch.int64)).tolist()
-        if not wanting:
+        has_gpu = device.type == "cuda" and self.local_rank < torch.cuda.device_count()
+        gpus = int(self.sum(torch.tensor(int(has_gpu))))
+        if gpus == 0:
             return device
-        if having < self.world_size:
-            self.spoken_for = True
+        if gpus < self.world_size:
             raise UserError(
-                f"{having} of the {self.world_size} ranks have a GPU of their own: start as many per node as it has GPUs "
-                "(--nproc-per-node), or use --device cpu"
+                f"only {gpus} of the {self.world_size} ranks have a GPU: start one rank per GPU (--nproc-per-node), "
+                "or use --device cpu"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
 
-SINGLE_PROCESS = DistributedContext()  # one process; also rank 0 in what it does while the others wait
+SINGLE_PROCESS = DistributedContext()
+
+
+# --- Start and end ---------------------------------------------------------------------------------
 
 
 def launch(main: Callable[[DistributedContext], int]) -> int:
-    """Runs `main` as the only process there is, or as one of torchrun's ranks, of which rank 0 speaks for all.
+    """Runs `main` as the only process or as one of torchrun's ranks, and returns its exit code.
 
-    Returns the exit code. What fails on another rank alone is written by that rank; a rank that has failed ends here.
+    Ranks other than 0 print nothing but the reason of a failure that no other rank has printed.
     """
     try:
         context = DistributedContext.from_environment()
         if context.world_size == 1:
             return main(context)
-        context.join()
+        context = _join(context)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
-    with contextlib.ExitStack() as muted:
-        errors = muted.enter_context(tempfile.TemporaryFile("w+"))
-        if not context.is_main_process:
-            muted.enter_context(contextlib.redirect_stdout(muted.enter_context(open(os.devnull, "w"))))
-            muted.enter_context(contextlib.redirect_stderr(errors))
-        code = _code(main, context)
-        errors.seek(0)
-        line = errors.read().rstrip("\n").rpartition("\n")[2]  # empty on rank 0, which has spoken
-    # From the launcher, once one of the others has ended.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    code, reason = _run_rank(main, context)
     if code:
-        told_by_first = context.spoken_for or code > 128  # a signal reaches rank 0 as well
-        context.end(code, None if told_by_first and not context.is_main_process else line)
-    context.leave()
+        _fail(context, code, reason)
+    dist.destroy_process_group()
     return 0
 
 
-def _code(main: Callable[[DistributedContext], int], context: DistributedContext) -> int:
-    """The exit code of `main`, however it ends."""
+def _join(context: DistributedContext) -> DistributedContext:
+    """Connects to the other ranks. Raises UserError if that fails."""
+    for number in STOP_SIGNALS:  # Python handlers do not run while this process waits for a connection
+        signal.signal(number, signal.SIG_DFL)
+    timeout, long_timeout = timedelta(seconds=Constants.RANK_SECONDS), timedelta(seconds=Constants.MAIN_SECONDS)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        return main(context)
-    except SystemExit as stop:  # argparse
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception:  # a defect of ours: shown in full
-        traceback.print_exc(file=sys.__stderr__)
-        return 1
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+        group = dist.new_group(backend="gloo", timeout=long_timeout)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"rank {context.rank} cannot connect to the other ranks: {reason}") from error
+    context = replace(context, store=store, patient_group=group)
+    reason = f"main.py: {STOPPED_MESSAGE}" if context.is_main_process else _lost_rank(context)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: _fail(context, 128 + number, reason))
+    return context
 
 
-def _brief(error: Exception) -> str:
-    """The first line of what an error says, without the stack of the library that raised it."""
-    return str(error).partition("\n")[0][:200]
+def _run_rank(main: Callable[[DistributedContext], int], context: DistributedContext) -> tuple[int, str]:
+    """Returns the exit code of `main` and, if this rank has not printed it, the reason of a failure."""
+    with contextlib.ExitStack() as stack:
+        if not context.is_main_process:
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            stack.enter_context(contextlib.redirect_stdout(log))
+            stack.enter_context(contextlib.redirect_stderr(log))
+        try:
+            code = main(context)
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        except Exception as error:
+            lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+            return 1, _lost_rank(context) if lost else traceback.format_exc()
+        if context.is_main_process:
+            return code, ""
+        log.seek(0)
+        return code, (log.read().splitlines() or [""])[-1]
+
+
+def _lost_rank(context: DistributedContext) -> str:
+    ranks = f"another of the {context.world_size} ranks"
+    return f"main.py: {ranks} failed or does not answer; the same command continues from the last save"
+
+
+def _fail(context: DistributedContext, code: int, reason: str) -> NoReturn:
+    """Exits. Prints `reason` unless another rank has failed first. Rank 0 has priority."""
+    for number in STOP_SIGNALS:  # torchrun sends SIGTERM to the other ranks when one has failed
+        signal.signal(number, signal.SIG_IGN)
+    is_first = True
+    with contextlib.suppress(RuntimeError):  # torchrun, which holds the store, is gone
+        deadline = time.monotonic() + (0 if context.is_main_process else Constants.FAILURE_SECONDS)
+        while time.monotonic() < deadline and not context.store.check([_FAILED]):
+            time.sleep(0.05)
+        is_first = context.store.add(_FAILED, 1) == 1
+    if is_first and reason:
+        print(reason, file=sys.__stderr__)
+    cli.exit_now(code)  # clean-up could wait for a rank that is gone
+
+
+# --- Batches and models ----------------------------------------------------------------------------
+
+
+def shard_batches(specs: Iterable[BatchSpec], context: DistributedContext, training: bool) -> Iterable[BatchSpec]:
+    """Returns this rank's slice of every batch. The sizes of the slices differ by at most one.
+
+    In training, if the batch is smaller than world_size, every rank processes the whole batch, because every rank must
+    take every step. In evaluation a slice can be empty.
+    """
+    for spec in specs:
+        if context.world_size == 1 or (training and len(spec.rows) < context.world_size):
+            yield spec
+        else:
+            yield BatchSpec(*(None if t is None else t.tensor_split(context.world_size)[context.rank] for t in spec))
+
+
+def loss_weight(images: int, batch: int, context: DistributedContext) -> tuple[float, float]:
+    """Returns how many of the `batch` images count as this rank's, and the weight of this rank's mean loss.
+
+    With that weight, the mean of the ranks' gradients is the gradient of the mean loss over the global batch, even if
+    the slices differ in size. `images` is the size of this rank's slice.
+    """
+    if context.world_size == 1:
+        return images, 1.0
+    counted = images if batch >= context.world_size else batch / context.world_size
+    return counted, counted * context.world_size / batch
+
+
+def check_batch_size(batch_size: int, context: DistributedContext) -> None:
+    """Raises UserError if a batch has fewer images than there are ranks."""
+    if batch_size < context.world_size:
+        raise UserError(
+            f"--batch-size {batch_size} is the batch of all ranks together: "
+            f"{context.world_size} ranks need at least --batch-size {context.world_size}"
+        )
+
+
+def convert_sync_batchnorm(model: nn.Module, device: torch.device, context: DistributedContext) -> nn.Module:
+    """Returns the model with BatchNorm over the global batch. Only on GPUs: PyTorch has no SyncBatchNorm for CPUs."""
+    on_gpus = context.world_size > 1 and device.type == "cuda"
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model
+
+
+def wrap_ddp(model: nn.Module, device: torch.device, context: DistributedContext) -> nn.Module:
+    """Returns the module to call in training. Its backward pass averages the gradients over all ranks."""
+    if context.world_size == 1:
+        return model
+    device_ids = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions deprecate `broadcast_buffers`
+        return DistributedDataParallel(model, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def broadcast_buffers(model: nn.Module, context: DistributedContext) -> None:
+    """Copies rank 0's BatchNorm statistics to all ranks. Without SyncBatchNorm, the ranks' statistics differ."""
+    if context.world_size == 1:
+        return
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    values = torch.cat([buffer.flatten() for buffer in buffers]).cpu()
+    dist.broadcast(values, src=0)
+    for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers])):
+        buffer.copy_(part.view_as(buffer))
