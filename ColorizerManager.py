@@ -8,7 +8,7 @@ import Constants
 from Colorizer import Colorizer
 from deepcolor.common.color import lab_to_srgb, lightness_to_gray
 from deepcolor.data.dataset import LabDataset
-from deepcolor.reporting.metrics import chroma, color_use, mean_scores, scores
+from deepcolor.reporting.metrics import chroma_statistics, color_verdict, image_scores, mean_scores
 from deepcolor.reporting.plots import Triplet, triplet_picture, write_png
 from deepcolor.training.distributed import SINGLE_PROCESS
 from deepcolor.training.trainer import Trainer
@@ -22,7 +22,7 @@ class ColorizerManager(Trainer):
         return Constants.OUTPUT_SCALES[self.training_run.activation]
 
     def build(self) -> nn.Module:
-        return Colorizer(self.config.feature_maps, self.training_run.activation)
+        return Colorizer(self.config.feature_maps, self.training_run.activation, dropout=self.config.dropout)
 
     def target(self, ab: Tensor) -> Tensor:
         return ab
@@ -31,31 +31,29 @@ class ColorizerManager(Trainer):
         return torch.from_numpy(images.statistics[:, 2:]).mean(dim=0)
 
     def test(self, run: str, test_mse: float) -> dict[str, object]:
-        """Colors the test images: how close, how colorful; gray and colored pictures, triplets."""
-        images = self.data.test
-        collected: list[dict[str, float]] = []
-        colors: list[dict[str, float]] = []
+        """Colorizes the test images, writes gray and colorized pictures and triplets, and returns the mean scores."""
+        images, activation = self.data.test, self.training_run.activation
+        gray_folder, color_folder = (self.paths.pictures(activation, kind, run) for kind in ("gray", "color"))
+        scores: list[dict[str, float]] = []
+        chroma_values: list[dict[str, float]] = []
         triplets: list[Triplet] = []
         for lightness, ab, predicted in self.predictions(images, SINGLE_PROCESS):
-            for light, true, guess in zip(*(t.cpu().double().numpy() for t in (lightness * 100, ab, predicted))):
-                name = images.names[len(collected)]
+            arrays = (tensor.cpu().double().numpy() for tensor in (lightness * 100, ab, predicted))
+            for light, true_ab, predicted_ab in zip(*arrays):
+                name = images.names[len(scores)]
                 gray = lightness_to_gray(light[0])
-                original, colored = (lab_to_srgb(np.concatenate([light, color])) for color in (true, guess))
-                collected.append(scores(original, colored))
-                colors.append(chroma(true, guess))
+                original, colored = (lab_to_srgb(np.concatenate([light, each])) for each in (true_ab, predicted_ab))
+                scores.append(image_scores(original, colored))
+                chroma_values.append(chroma_statistics(true_ab, predicted_ab))
                 if len(triplets) < Constants.TRIPLETS:
                     triplets.append(Triplet(gray, original, colored))
-                if len(collected) <= Constants.MAX_PICTURES:
-                    write_png(self.output.pictures(self.training_run.activation, "gray", run) / f"{name}.png", gray)
-                    write_png(self.output.pictures(self.training_run.activation, "color", run) / f"{name}.png", colored)
-        self._remove_others(run, set(images.names[: Constants.MAX_PICTURES]))
-        title = f"Colorizer, {self.training_run.activation}: {run}\ntest mse {test_mse:.6f}"
-        triplet_picture(self.plot(run, "triplets.png"), triplets, title)
-        return {**mean_scores(collected), **color_use(mean_scores(colors))}
-
-    def _remove_others(self, run: str, names: set[str]) -> None:
-        """Removes pictures that an earlier run wrote of images which are no longer tested."""
-        for kind in ("gray", "color"):
-            for path in self.output.pictures(self.training_run.activation, kind, run).glob("*.png"):
-                if path.stem not in names:
-                    path.unlink()
+                if len(scores) <= Constants.MAX_PICTURES:
+                    write_png(gray_folder / f"{name}.png", gray)
+                    write_png(color_folder / f"{name}.png", colored)
+        written = set(images.names[: Constants.MAX_PICTURES])
+        for path in [*gray_folder.glob("*.png"), *color_folder.glob("*.png")]:
+            if path.stem not in written:  # an earlier run tested other images
+                path.unlink()
+        title = f"Colorizer, {activation}: {run}\ntest mse {test_mse:.6f}"
+        triplet_picture(self.paths.plot("colorizer", activation, run, "triplets.png"), triplets, title)
+        return {**mean_scores(scores), **color_verdict(mean_scores(chroma_values))}

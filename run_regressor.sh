@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Trains on a Slurm cluster:     sbatch run_regressor.sh [flags of main.py]
-# by several jobs at once:       sbatch --array=0-8 run_regressor.sh [flags of main.py]
+# with several jobs at once:     sbatch --array=0-8 run_regressor.sh [flags of main.py]
 # and on any other machine:      bash run_regressor.sh [flags of main.py]
 #
-# Call sbatch from the project's folder. What stands below can be given otherwise before the script's name, and what is
-# yours has to be: --account=... --partition=... --mail-user=... --time=... Or set SBATCH_ACCOUNT, SBATCH_PARTITION, ...
-# On a cluster without GPUs: sbatch --gpus=0 run_regressor.sh
+# Call sbatch from the project's folder. Give what is yours before the script's name: --account=... --partition=...
+# --mail-user=... --time=... Or set SBATCH_ACCOUNT, SBATCH_PARTITION, ... On a cluster without GPUs:
+# sbatch --gpus=0 run_regressor.sh
 #
-# An array divides the trajectories over its tasks, whatever its size and step. Two minutes before its time is over a job
-# saves itself and goes back into the queue; it continues there, as it does when it was preempted.
-# With several nodes or GPUs (--nodes=2 --gpus=8), all of them train one trajectory together.
+# The tasks of an array share the work: each takes the next training run that no other task trains, so any indices do.
+# Two minutes before its time limit, a job saves and requeues itself; it continues there, as after a preemption.
+# With several nodes or GPUs (--nodes=2 --gpus=8), all of them train one model together.
 #
 #SBATCH --job-name=colorization
 #SBATCH --nodes=1
@@ -29,7 +29,7 @@ fail() {
     exit 2
 }
 
-# Slurm runs a copy of this script from a folder of its own, and starts it where sbatch was called.
+# Slurm runs a copy of this script from its own folder, and starts it where sbatch was called.
 here=$(dirname "${BASH_SOURCE[0]}")
 [ ! -f "$here/main.py" ] || cd "$here"
 [ -f main.py ] || fail "no main.py in $PWD: call sbatch from the project's folder"
@@ -38,37 +38,25 @@ if [ -f .venv/bin/activate ]; then
     . .venv/bin/activate
 fi
 
-if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-    # Which of how many tasks this is: from 0 on, without gaps.
-    count=$SLURM_ARRAY_TASK_COUNT
-    span=$((SLURM_ARRAY_TASK_MAX - SLURM_ARRAY_TASK_MIN))
-    offset=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))
-    step=$((count == 2 ? span : SLURM_ARRAY_TASK_STEP)) # any two numbers are regular
-    if [ $((span / step + 1)) -ne "$count" ] || [ $((offset % step)) -ne 0 ]; then
-        fail "cannot tell which part of an irregular --array this task is: give a range, such as --array=0-$((count - 1))"
-    fi
-    set -- --part "$((offset / step))/$count" "$@"
-fi
-
 export PYTHONUNBUFFERED=1 # a log is read while it is written
 if [ -z "${SLURM_JOB_ID:-}" ] || ! command -v srun >/dev/null; then
     exec python3 main.py "$@"
 fi
-# Since Slurm 22.05 srun does not take this over by itself.
+# Since Slurm 22.05, srun does not inherit this from the job.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 nodes=${SLURM_JOB_NUM_NODES:-1}
 if [ "$nodes" -eq 1 ] && [ "${SLURM_GPUS_ON_NODE:-0}" -le 1 ]; then
-    # exec: the signal reaches Python in whichever way it is sent.
+    # exec: the signal reaches Python however it is sent.
     exec srun python3 main.py "$@"
 fi
-# One torchrun per node, one process per GPU; they meet at the first node. The job's number tells jobs there apart.
+# One torchrun per node, one process per GPU. They meet at the first node; the job id tells jobs there apart.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-meeting=(--nnodes="$nodes" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID"
+rendezvous=(--nnodes="$nodes" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID"
     --rdzv-endpoint="$head:$((20000 + SLURM_JOB_ID % 10000))")
-# SIGUSR1 is for the processes that train: torchrun would die of it.
+# SIGUSR1 is for the training processes: it would kill torchrun.
 # shellcheck disable=SC2016
 exec srun bash -c 'trap "" USR1
     gpus=${SLURM_GPUS_ON_NODE:-0}
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # main.py chooses by itself, and torchrun does not warn
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # main.py sets the number of threads; this avoids a warning of torchrun
     exec python3 -m torch.distributed.run --nproc-per-node=$((gpus > 1 ? gpus : 1)) "$@"' \
-    torchrun "${meeting[@]}" main.py "$@"
+    torchrun "${rendezvous[@]}" main.py "$@"

@@ -1,4 +1,4 @@
-"""Small helpers that every part of the package shares."""
+"""Class Utils with the hyperparameters and the device, and pure helpers used across the package."""
 
 import hashlib
 import math
@@ -7,35 +7,35 @@ from typing import TYPE_CHECKING
 
 import Constants
 
-if TYPE_CHECKING:  # elsewhere only where it is used: to import it takes two seconds
+if TYPE_CHECKING:  # functions that need it import it, which takes two seconds
     import torch
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can mend: shown as one line, exit code 2."""
+    """An error that the user can fix. Shown as one line, exit code 2."""
 
 
 class Grid(list):
-    """The axes of a sweep: the list of lists of values, in order, and in `names` what each axis is called."""
+    """The values of each swept hyperparameter: a list of lists. `names` holds the name of each."""
 
     def __init__(self, axes: Mapping[str, list]) -> None:
         super().__init__(list(values) for values in axes.values())
         self.names = tuple(axes)
 
     def replaced(self, axes: Mapping[str, list]) -> "Grid":
-        """This grid with some axes replaced, or new ones appended."""
+        """Returns a grid with the values of some hyperparameters replaced, or with new ones appended."""
         return Grid({**dict(zip(self.names, self)), **axes})
 
 
 class Utils:
-    """What the report calls Utils: the hyperparameters and the device."""
+    """The hyperparameters and the device."""
 
     @staticmethod
     def get_hyperparameters() -> Grid:
-        """The lists of values whose product is the sweep.
+        """Returns the lists whose product (`itertools.product`) is the sweep.
 
-        A further key, `batch_size=[16, 32]` say, is swept without any other change. It may be any
-        setting of the Trainer (see `Trainer.TrainConfig`).
+        A key added here, such as `batch_size=[16, 32]`, is swept without any other change. Every field of
+        `deepcolor.training.config.TrainConfig` can be a key.
         """
         return Grid(
             dict(
@@ -47,37 +47,37 @@ class Utils:
 
     @staticmethod
     def get_device(requested: str = "auto") -> "torch.device":
-        """The device of `--device`: "auto" is CUDA where there is a GPU, else the CPU.
+        """Returns the device of `--device`. "auto" is CUDA if there is a GPU, else the CPU.
 
-        Raises UserError if "cuda" is wished for and there is none.
+        Raises UserError if "cuda" is requested and there is no GPU.
         """
         import torch
 
         if requested == "auto":
             requested = "cuda" if torch.cuda.is_available() else "cpu"
         if requested == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu, or leave the flag out")
+            raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu, or omit the flag")
         return torch.device(requested)
 
     @staticmethod
     def get_precision(requested: str, device: "torch.device") -> str:
-        """What `--precision` comes to on this device: "fp32", "bf16", or "auto" where the network's width decides."""
+        """Returns "fp32" instead of "auto" if the device has no fast bf16. With "auto", the network's width decides."""
         import torch
 
         if requested != "auto":
             return requested
         if device.type == "cuda":
-            return "auto" if torch.cuda.is_bf16_supported() else "fp32"
+            return "auto" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return "auto" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
     @staticmethod
     def is_wide(feature_maps: int | Sequence[int]) -> bool:
-        """Whether a network is wide enough for what pays with full vectors only: channels-last, bf16, threads."""
+        """Whether a network is so wide that channels-last memory, bf16 and several threads make it faster."""
         return (feature_maps if isinstance(feature_maps, int) else max(feature_maps)) >= Constants.WIDE
 
 
 def seed_for(seed: int, *purpose: object) -> int:
-    """A 63-bit seed for one purpose, such as ("epoch", 7), independent of whatever else was drawn."""
+    """Returns a 63-bit seed for one purpose, such as ("epoch", 7), independent of every other purpose."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -99,7 +99,7 @@ def parse_feature_maps(text: str) -> int | tuple[int, ...]:
 
 
 def format_value(value: object) -> str:
-    """A setting as people write it: 0.001, 1e-05, 0, 300, deep; `float` and `parse_feature_maps` read it back."""
+    """Returns a hyperparameter as text: 0.001, 1e-05, 0, 300, deep. `float` and `parse_feature_maps` read it back."""
     for name, widths in Constants.NAMED_FEATURE_MAPS.items():
         if isinstance(value, tuple | list) and tuple(value) == widths:
             return name
@@ -111,7 +111,7 @@ def format_value(value: object) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: "8 s", "12 min", "3 h 20 min"."""
+    """Returns a duration as text: "8 s", "12 min", "3 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -76,33 +77,37 @@ def try_lock(path: Path) -> Iterator[bool]:
 
     Raises OSError if the file cannot be created or its file system does not support locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = _lock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 
 
 @contextlib.contextmanager
-def wait_for_lock(path: Path, message: str) -> Iterator[None]:
-    """Holds the lock file `path`. Prints `message` and waits while another process holds it. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+def wait_for_lock(path: Path, message: str = "") -> Iterator[None]:
+    """Holds the lock file `path`. While another process holds it, prints `message` and waits. Raises OSError."""
+    lock = _lock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(message, flush=True)
-        lock.acquire()
-    try:
+        if not lock.is_locked:
+            if message:
+                print(message, flush=True)
+            lock.acquire()
         yield
     finally:
         lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    """Returns a lock that is held unless another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+    except NotImplementedError as error:
+        raise OSError(errno.ENOLCK, "this file system does not support locks", str(path)) from error
+    return lock
 
 
 def _sync_folder(folder: Path) -> None:

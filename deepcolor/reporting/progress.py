@@ -1,52 +1,129 @@
-"""The progress display, and the signals that stop a sweep."""
+"""The progress bar of a sweep, and what is reported about each training run."""
 
-import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Protocol
 
 from tqdm import tqdm
 
 from deepcolor.common.signals import StopFlag
+from deepcolor.reporting.plots import loss_plot
+from deepcolor.reporting.tensorboard import TensorBoardLogger
 from deepcolor.training.config import TrainingRun
+from deepcolor.training.paths import RunPaths
+from deepcolor.training.trainer import Callbacks
 from utils import format_seconds
 
-_SECONDS_BETWEEN_LINES = 30  # of the bar, where the console is a file and cannot be written over
+_SECONDS_BETWEEN_LINES = 30  # of a progress bar that is written to a file
 
 
-def bar(iterable: Iterable | None = None, total: float | None = None, **options) -> tqdm:
-    """A progress bar on stderr: live on a terminal, a line now and then in a log."""
+def progress_bar(iterable: Iterable | None = None, total: float | None = None, **options) -> tqdm:
+    """Returns a progress bar on stderr: live on a terminal, a line now and then in a log file."""
     seconds = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
     return tqdm(
         iterable, total=total, mininterval=seconds, maxinterval=seconds, dynamic_ncols=True, leave=False, **options
     )
 
 
-class Progress(Protocol):
-    """How a trainer tells of itself and is told to stop. `SweepProgress` shows it."""
+class Display(Protocol):
+    """Where training runs show their progress."""
 
-    def advance(self, epochs: float, status: str) -> None: ...
+    def begin(self, training_run: TrainingRun) -> None:
+        """Called when a run is claimed."""
 
-    def log(self, line: str) -> None: ...
+    def advance(self, seconds: float, status: str) -> None:
+        """Adds finished work, in seconds of expected work."""
+
+    def log(self, line: str) -> None:
+        """Prints a line."""
+
+
+class SweepBar:
+    """The progress bar of a whole sweep, in seconds of expected work. A context manager."""
+
+    def __init__(self, seconds: float) -> None:
+        form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
+        self.bar = progress_bar(total=max(seconds, 1e-9), bar_format=form)
+
+    def __enter__(self) -> "SweepBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def begin(self, training_run: TrainingRun) -> None:
+        """Shows nothing: `advance` comes with the name of the run."""
+
+    def advance(self, seconds: float, status: str) -> None:
+        self.bar.set_description_str(status, refresh=False)
+        # Never past the end: the expected work is an estimate, and a bar beyond its total shows nothing.
+        self.bar.update(max(0.0, min(seconds, self.bar.total - self.bar.n)))
+
+    def log(self, line: str) -> None:
+        self.bar.clear()
+        print(line, flush=True)
+        self.bar.refresh()
+
+
+class RunReporter(Callbacks):
+    """Shows the progress of one training run, and plots and logs its models.
+
+    Args:
+        training_run: the run.
+        paths: the output folder.
+        display: shows progress and lines.
+        seconds_per_epoch: expected time of an epoch.
+        stop: set by the signals that ask to stop.
+        tensorboard: whether to write TensorBoard logs.
+    """
+
+    def __init__(
+        self,
+        training_run: TrainingRun,
+        paths: RunPaths,
+        display: Display,
+        seconds_per_epoch: float,
+        stop: StopFlag,
+        tensorboard: bool = False,
+    ) -> None:
+        self.training_run = training_run
+        self.paths = paths
+        self.display = display
+        self.seconds_per_epoch = seconds_per_epoch
+        self.stop = stop
+        self.logger = TensorBoardLogger(paths, training_run) if tensorboard else None
+
+    def advance(self, epochs: float, status: str) -> None:
+        self.display.advance(epochs * self.seconds_per_epoch, status)
+
+    def epoch_end(self, history: dict[str, list[float]]) -> None:
+        if self.logger:
+            self.logger.log_epochs(history)
+
+    def model_found(self, epoch: int) -> None:
+        if self.logger:
+            self.logger.log_model(self.paths.checkpoint(self.training_run, epoch))
+
+    def model_scored(self, model: dict) -> None:
+        loss_plot(self.paths.plot(model["network"], model["activation"], model["run"], "loss.png"), model)
+
+    def model_saved(self, model: dict) -> None:
+        self.model_found(model["epoch"])
+        self.log(summary_line(self.training_run, model["run"], model["metrics"]))
+
+    def log(self, line: str) -> None:
+        self.display.log(line)
 
     def stop_signal(self) -> int:
-        """The number of the signal that asked for a stop, 0 if none did."""
-        ...
+        return self.stop.signal
 
-
-class Silent:
-    """Shows nothing and never stops."""
-
-    def advance(self, epochs: float, status: str) -> None: ...
-
-    def log(self, line: str) -> None: ...
-
-    def stop_signal(self) -> int:
-        return 0
+    def close(self) -> None:
+        if self.logger:
+            self.logger.close()
 
 
 def summary_line(training_run: TrainingRun, run: str, metrics: dict) -> str:
-    """One line about a finished combination."""
+    """Returns one line about a finished combination."""
     name = f"{training_run.task} {run}"
     if metrics["status"] == "diverged":
         return f"{name}: diverged at epoch {metrics['diverged_epoch']}"
@@ -56,45 +133,3 @@ def summary_line(training_run: TrainingRun, run: str, metrics: dict) -> str:
         f"{name}: val mse {metrics['val_mse']:.6f}, test mse {metrics['test_mse']:.6f} {beats} the mean color "
         f"({metrics['mean_color_mse']:.6f}){verdict}, {format_seconds(metrics['seconds'])}"
     )
-
-
-class SweepProgress:
-    """One bar for a whole sweep, in seconds of expected work."""
-
-    def __init__(self, shown: tqdm, stop: StopFlag) -> None:
-        self.bar = shown
-        self.stop = stop
-
-    @classmethod
-    @contextlib.contextmanager
-    def printable(cls, seconds: float) -> Iterator["SweepProgress"]:
-        """The bar on stderr, which listens to the signals that ask for a stop."""
-        form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}"
-        with bar(total=max(seconds, 1e-9), bar_format=form) as shown, StopFlag() as stop:
-            yield cls(shown, stop)
-
-    def of(self, cost: float) -> "RunProgress":
-        """The share of a training run whose epochs take `cost` seconds each."""
-        return RunProgress(self, cost)
-
-
-class RunProgress:
-    """What one training run adds to the bar."""
-
-    def __init__(self, sweep: SweepProgress, cost: float) -> None:
-        self.sweep = sweep
-        self.cost = cost
-
-    def advance(self, epochs: float, status: str) -> None:
-        shown = self.sweep.bar
-        shown.set_description_str(status, refresh=False)
-        # Never past the end: the expected work is an estimate, and a bar beyond its total shows nothing.
-        shown.update(max(0.0, min(epochs * self.cost, shown.total - shown.n)))
-
-    def log(self, line: str) -> None:
-        self.sweep.bar.clear()
-        print(line, flush=True)
-        self.sweep.bar.refresh()
-
-    def stop_signal(self) -> int:
-        return self.sweep.stop.signal

@@ -1,81 +1,78 @@
-"""Section 9 of the report: how many feature maps are best? Its table, its picture, and the answer in words."""
+"""The feature-map study, section 9 of the report: which number of feature maps has the lowest error?"""
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 
 import Constants
-from deepcolor.common.files import write_atomically
+from deepcolor.common.files import write_csv
 from deepcolor.reporting.plots import feature_maps_picture
-from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import RunPaths
+from deepcolor.reporting.results import has_finite_error
+from deepcolor.training.checkpoint import load_model
 from deepcolor.training.config import TrainingRun
+from deepcolor.training.paths import RunPaths
 from utils import Grid, UserError
 
-COLUMNS = (
-    "network activation feature_maps seeds val_mse_mean test_mse_mean test_mse_min test_mse_max test_mse_deviation "
-    "gray_mse mean_color_mse"
-).split()
 
+def grid(base: Grid, flags: Mapping[str, list]) -> Grid:
+    """Returns the grid of the study: 3 to 9 feature maps, several seeds, and the first value of every other axis.
 
-def grid(asked: Grid, flags: Mapping[str, object]) -> Grid:
-    """The grid of the study: 3 to 9 maps, some seeds, and of every other axis the first value.
+    Args:
+        base: the grid of a sweep without the study.
+        flags: the values given on the command line.
 
-    `asked` is the grid that would be swept without the study, `flags` what the command line gave. Raises UserError if
-    it gave several values of an axis, or feature maps.
+    Raises:
+        UserError: a flag gives several values of an axis, or the feature maps.
     """
-    axes = dict(zip(asked.names, asked))
+    axes = dict(zip(base.names, base))
     if several := [name for name in axes if name in flags and len(axes[name]) > 1]:
         raise UserError(f"--study-feature-maps compares networks at one {several[0]}: give it one value")
     if "feature_maps" in flags:
         raise UserError("--study-feature-maps chooses the feature maps itself: leave --feature-maps out")
-    seeds = axes.get("seed") or ([flags["seed"]] if "seed" in flags else Constants.STUDY_SEEDS)
+    seeds = axes.get("seed") or flags.get("seed") or Constants.STUDY_SEEDS
     first = {name: values[:1] for name, values in axes.items() if name != "seed"}
     return Grid({**first, "feature_maps": Constants.STUDY_FEATURE_MAPS, "seed": seeds})
 
 
-def gather(output: RunPaths, training_runs: Sequence[TrainingRun]) -> list[str]:
-    """Makes feature_maps.csv and .png of the models that are finished, and returns the lines to print.
+def gather(paths: RunPaths, training_runs: Sequence[TrainingRun]) -> list[str]:
+    """Writes feature_maps.csv and feature_maps.png from the finished models and returns the lines to print.
 
-    Raises UserError if none is finished, OSError if a file cannot be written.
+    Raises:
+        UserError: no model of the study is finished.
+        OSError: a file cannot be written.
     """
-    models = []
-    for training_run in training_runs:
-        path = output.checkpoint(training_run, training_run.snapshot_epochs[-1])
-        if path.exists():
-            models.append(checkpoint.load_model(path))
-    rows = to_rows([model for model in models if model["metrics"]["status"] == "done"])
+    checkpoints = [paths.checkpoint(training_run, training_run.snapshot_epochs[-1]) for training_run in training_runs]
+    models = [load_model(path) for path in checkpoints if path.exists()]
+    rows = to_rows([model for model in models if has_finite_error(model["metrics"])])
     if not rows:
-        raise UserError(f"nothing of the study is finished below {output.root}: run it without --report first")
-    write_atomically(output.plots / "feature_maps.csv", lambda temporary: _write(temporary, rows))
-    feature_maps_picture(output.plots / "feature_maps.png", rows)
+        raise UserError(f"no model of the study is finished below {paths.root}: run it without --report first")
+    write_csv(paths.plots / "feature_maps.csv", list(rows[0]), rows)
+    feature_maps_picture(paths.plots / "feature_maps.png", rows)
     unfinished = len(training_runs) - len(models)
-    return [*_lines(rows), *([f"{unfinished} trainings of the study are not finished"] if unfinished else [])]
+    return [*_lines(rows), *([f"{unfinished} training runs of the study are not finished"] if unfinished else [])]
 
 
 def to_rows(models: Sequence[dict]) -> list[dict]:
-    """A row for each network, activation and number of maps: the mean and the spread over the seeds."""
+    """Returns a row for each network, activation and number of maps, with the mean and spread over the seeds."""
 
-    def kind(model: dict) -> tuple:
+    def group_key(model: dict) -> tuple:
         return Constants.NETWORKS.index(model["network"]), model["activation"], model["feature_maps"]
 
     rows = []
-    for (network, activation, maps), group in groupby(sorted(models, key=kind), kind):
+    for (network, activation, maps), group in groupby(sorted(models, key=group_key), group_key):
         metrics = [model["metrics"] for model in group]
-        mse = [each["test_mse"] for each in metrics]
+        test_mse = [each["test_mse"] for each in metrics]
         rows.append(
             {
                 "network": Constants.NETWORKS[network],
                 "activation": activation,
                 "feature_maps": maps,
-                "seeds": len(mse),
+                "seeds": len(metrics),
                 "val_mse_mean": statistics.fmean(each["val_mse"] for each in metrics),
-                "test_mse_mean": statistics.fmean(mse),
-                "test_mse_min": min(mse),
-                "test_mse_max": max(mse),
-                "test_mse_deviation": statistics.stdev(mse) if len(mse) > 1 else 0.0,
+                "test_mse_mean": statistics.fmean(test_mse),
+                "test_mse_min": min(test_mse),
+                "test_mse_max": max(test_mse),
+                "test_mse_deviation": statistics.stdev(test_mse) if len(test_mse) > 1 else 0.0,
                 "gray_mse": metrics[0]["gray_mse"],
                 "mean_color_mse": metrics[0]["mean_color_mse"],
             }
@@ -83,17 +80,10 @@ def to_rows(models: Sequence[dict]) -> list[dict]:
     return rows
 
 
-def _write(path: Path, rows: Sequence[dict]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _lines(rows: Sequence[dict]) -> list[str]:
-    """The table, and for each network the best number of maps by the validation images, beside the report's."""
-    lines = ["", "Feature maps: test mse, mean over the seeds (least to greatest)"]
-    answers = [""]
+    """Returns the table, the best number of maps of each network by validation error, and the report's result."""
+    lines = ["", "Feature maps: test mse, mean over the seeds (minimum to maximum)"]
+    best_lines = [""]
     for (network, activation), group in groupby(rows, lambda row: (row["network"], row["activation"])):
         members = list(group)
         name = f"{network} {activation}".strip()
@@ -103,8 +93,8 @@ def _lines(rows: Sequence[dict]) -> list[str]:
             for row in members
         ]
         best = min(members, key=lambda row: row["val_mse_mean"])
-        answers.append(
+        best_lines.append(
             f"Best {name}: {best['feature_maps']} maps (by the validation images), test mse {best['test_mse_mean']:.6f}"
         )
     maps, mse = Constants.REPORTED_BEST
-    return [*lines, *answers, f"The report found {maps} maps, mse {mse:.6f}, on images of its own."]
+    return [*lines, *best_lines, f"The report found {maps} maps, Regressor mse {mse:.6f}, on its own images."]

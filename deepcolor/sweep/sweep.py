@@ -1,152 +1,191 @@
-"""Runs the training runs of a plan, one by one or side by side, and shows how far they are."""
+"""Trains the runs of a plan. Any number of processes share the work: each claims the next run that nobody trains."""
 
 import contextlib
 import gc
+import multiprocessing
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from ColorizerManager import ColorizerManager
+from deepcolor.common.signals import Interrupted, StopFlag
 from deepcolor.common.system import available_cores, available_memory
 from deepcolor.data.dataset import LabDataModule
-from deepcolor.reporting.progress import Progress, Silent, SweepProgress
-from deepcolor.sweep.workers import run_side_by_side
-from deepcolor.training.checkpoint import RunPaths
+from deepcolor.reporting.progress import Display, RunReporter, SweepBar
+from deepcolor.sweep import slurm
+from deepcolor.sweep.workers import run_workers
+from deepcolor.training.checkpoint_manager import CheckpointManager
 from deepcolor.training.config import TrainingRun
 from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
-from deepcolor.training.trainer import Trainer
+from deepcolor.training.paths import RunPaths
+from deepcolor.training.trainer import Callbacks, Trainer
 from Regressor_Manager import RegressorManager
 from utils import UserError, Utils, format_seconds
 
 MANAGERS = {"regressor": RegressorManager, "colorizer": ColorizerManager}
-_WORTH_WORKERS = 20  # seconds of expected work, below which starting further processes takes longer than it saves
+_WORTH_WORKERS = 20  # seconds of expected work below which starting processes costs more than it saves
 _BYTES_PER_JOB = 1.5 * 2**30
 _JOBS_PER_GPU = 4
+_POLL_SECONDS = 1  # between two looks at runs that other processes hold
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trajectories, and all that is needed to train any one of them."""
+    """Training runs, and everything that is needed to train them.
+
+    Picklable: worker processes receive a copy.
+    """
 
     training_runs: Sequence[TrainingRun]
     data: LabDataModule
-    output: RunPaths
+    paths: RunPaths
     device: torch.device
-    restart: bool = False
+    ignore_before: float = 0.0  # checkpoints older than this time do not count
     tensorboard: bool = False
-    plan: Sequence[TrainingRun] = ()  # the whole, where `training_runs` are a part of it
     context: DistributedContext = SINGLE_PROCESS
 
-    def trainer(self, training_run: TrainingRun, progress: Progress) -> Trainer:
-        torch.set_num_threads(self.threads(training_run))
-        manager = MANAGERS[training_run.network]
-        data = self.data.to(self.device)
-        return manager(training_run, data, self.output, self.device, progress, self.restart, self.context)
+    # --- The plan ----------------------------------------------------------------------------------
 
-    def threads(self, training_run: TrainingRun) -> int:
-        """The threads that a training run is trained with: decided by the plan and the machine, never by --jobs.
-
-        Sums come out differently in the last bit with another number of threads. A narrow network gains nothing from
-        a second one; a wide one takes its share of the cores, which is more than one only where training runs are few.
-        """
-        wide = sum(Utils.is_wide(other.config.feature_maps) for other in self.plan or self.training_runs)
-        cores = available_cores() // self.context.local_world_size
-        return max(1, cores // wide) if Utils.is_wide(training_run.config.feature_maps) else 1
-
-    def costs(self) -> dict[TrainingRun, float]:
-        """Seconds per epoch of each training run on this machine, measured on a few steps of each kind of network."""
+    def measure_costs(self, runs: Sequence[TrainingRun]) -> dict[TrainingRun, float]:
+        """Returns the seconds per epoch of each training run, measured on a few steps of each kind of network."""
         measured: dict[tuple, float] = {}
         costs = {}
-        for training_run in self.training_runs:
-            alike = replace(training_run.config, lr=1.0, weight_decay=0, seed=0)
-            if (kind := (training_run.task, alike)) not in measured:
-                measured[kind] = self.trainer(training_run, Silent()).measure_seconds_per_epoch()
-            costs[training_run] = measured[kind]
+        for run in runs:
+            kind = run.task, replace(run.config, lr=1.0, weight_decay=0, seed=0)
+            if kind not in measured:
+                measured[kind] = self._trainer(run, Callbacks()).measure_seconds_per_epoch()
+            costs[run] = measured[kind]
         return costs
 
-    def jobs(self, requested: int | None, seconds: float) -> int:
-        """How many training runs to train at once; None asks for what is fastest for that many seconds of work.
-
-        Several ranks are at work on one already.
-        """
+    def choose_jobs(self, requested: int | None, seconds: float, runs: Sequence[TrainingRun]) -> int:
+        """Returns how many processes train these runs. `requested` None means what is fastest for so much work."""
         if self.context.world_size > 1:
             return 1
         if requested is not None:
-            return min(requested, len(self.training_runs))
+            return min(requested, len(runs))
         if seconds < _WORTH_WORKERS:
             return 1
-        threads = max(self.threads(training_run) for training_run in self.training_runs)
-        at_once = available_cores() // threads
+        jobs = available_cores() // max(map(self._threads, runs))
         if self.device.type == "cuda":
-            at_once = min(at_once, _JOBS_PER_GPU)
-        by_memory = int(available_memory() / _BYTES_PER_JOB)
-        return max(1, min(at_once, by_memory, len(self.training_runs)))
+            jobs = min(jobs, _JOBS_PER_GPU)
+        return max(1, min(jobs, int(available_memory() / _BYTES_PER_JOB), len(runs)))
 
-    def run(self, requested: int | None = None) -> list[str]:
-        """Trains all training runs, `requested` of them at once, and returns a line for each that failed.
+    def unfinished(self) -> list[TrainingRun]:
+        return [run for run in self.training_runs if not self._is_finished(run)]
 
-        A failure of one leaves the others unharmed. Raises Interrupted, after saving, if a signal asked to stop.
+    def _is_finished(self, run: TrainingRun) -> bool:
+        fingerprint = run.fingerprint(self.data.fingerprint)
+        return CheckpointManager(self.paths, run, fingerprint, ignore_before=self.ignore_before).is_finished()
+
+    def _threads(self, run: TrainingRun) -> int:
+        """Returns the number of threads that train a run. It depends on the plan and the machine, never on --jobs.
+
+        Another number of threads changes the last bits of sums. A narrow network gains nothing from a second thread.
         """
-        costs = self.costs()
-        work = {
-            training_run: costs[training_run] * training_run.snapshot_epochs[-1] for training_run in self.training_runs
-        }
+        if not Utils.is_wide(run.config.feature_maps):
+            return 1
+        wide = sum(Utils.is_wide(other.config.feature_maps) for other in self.training_runs)
+        return max(1, available_cores() // self.context.local_world_size // wide)
+
+    # --- Training ----------------------------------------------------------------------------------
+
+    def run(self, requested_jobs: int | None = None) -> list[str]:
+        """Trains every run that no other process trains. Returns a line for each that failed.
+
+        A run that fails does not affect the others. Raises Interrupted after saving if a signal asked to stop.
+        """
+        remaining = list(self.training_runs) if self.tensorboard else self.context.run_on_main(self.unfinished)
+        if not remaining:
+            return []
+        costs = self.measure_costs(remaining)
+        work = {run: costs[run] * run.snapshot_epochs[-1] for run in remaining}
         seconds = sum(work.values())
-        jobs = self.jobs(requested, seconds)
+        jobs = self.choose_jobs(requested_jobs, seconds, remaining)
         where = f"{self.describe_device()}, {jobs} at once" if jobs > 1 else self.describe_device()
-        print(f"About {format_seconds(seconds / jobs)} from the beginning to the end on {where}.", flush=True)
-        with SweepProgress.printable(seconds) as progress:
-            if jobs > 1:
-                # The longest first, lest one of them be all that is left at the end.
-                longest_first = sorted(self.training_runs, key=work.__getitem__, reverse=True)
-                failures = run_side_by_side(self.train, longest_first, jobs, costs, progress)
-            else:
-                failures = []
-                for training_run in self.training_runs:
-                    failures.append(self.train(training_run, progress.of(costs[training_run])))
-                    if failures[-1] and self.context.world_size > 1:
-                        break  # it may have failed on this rank alone: the others cannot go on without it
-        return [failure for failure in failures if failure] or (self.removed() if self.context.is_main_process else [])
+        print(f"About {format_seconds(seconds / jobs)} for {len(remaining)} training runs on {where}.", flush=True)
+        with SweepBar(seconds) as bar, StopFlag() as stop:
+            if jobs == 1:
+                return [line for _, line in self.train_unclaimed(costs, bar, stop)]
+            # The longest runs first, so that none of them is left alone at the end.
+            longest_first = {run: costs[run] for run in sorted(remaining, key=work.__getitem__, reverse=True)}
+            return run_workers(partial(self.train_unclaimed, longest_first), jobs, bar, stop)
 
-    def removed(self) -> list[str]:
-        """A line for each training run that was trained, and of whose models somebody has removed some meanwhile."""
-        return [
-            f"{training_run.task} {training_run.name}: its files were removed meanwhile; start again to have them made anew"
-            for training_run in self.training_runs
-            if not all(self.output.checkpoint(training_run, epoch).exists() for epoch in training_run.snapshot_epochs)
-        ]
+    def train_unclaimed(
+        self, costs: dict[TrainingRun, float], display: Display, stop: StopFlag, skip: Collection[TrainingRun] = ()
+    ) -> Iterator[tuple[TrainingRun, str]]:
+        """Trains one unclaimed run after the other until all are finished. Yields each that failed, and why.
 
-    def train(self, training_run: TrainingRun, progress: Progress) -> str:
-        """Trains one training run; returns what went wrong, "" if nothing did. Raises Interrupted."""
+        `costs` holds the runs in the order in which they are claimed, and their expected seconds per epoch.
+        Of several ranks, rank 0 claims for all. Raises Interrupted after saving if a signal asked to stop.
+        """
+        claimed = self._claimed_runs(costs, display, stop, skip)
+        while (run := self.context.run_on_main(lambda: next(claimed, None))) is not None:
+            if failure := self._train(run, costs[run], display, stop):
+                yield run, failure
+                if self.context.world_size > 1:
+                    return  # the run may have failed on this rank only: the others cannot continue without it
+
+    def _claimed_runs(
+        self, costs: dict[TrainingRun, float], display: Display, stop: StopFlag, skip: Collection[TrainingRun]
+    ) -> Iterator[TrainingRun]:
+        """Yields runs whose lock this process holds while the caller trains them, each run once."""
+        remaining = [run for run in costs if run not in skip]
+        is_worker = multiprocessing.parent_process() is not None  # its siblings report what they train
+        waited = False
+        while remaining:
+            held_elsewhere = []
+            for run in remaining:
+                if stop.signal:
+                    raise Interrupted(stop.signal)
+                if self._is_finished(run) and not self.tensorboard:
+                    if not is_worker:
+                        display.advance(costs[run] * run.snapshot_epochs[-1], "")
+                    continue
+                with self.paths.claim(run) as is_mine:
+                    if is_mine:
+                        yield run
+                    else:
+                        held_elsewhere.append(run)
+            remaining = held_elsewhere
+            if remaining and slurm.is_array_task():
+                return  # a job that only waits would waste its node; Slurm restarts the other one if it fails
+            if remaining and not waited and not is_worker:
+                display.log(f"waiting for {len(remaining)} training run(s) of other processes")
+                waited = True
+            if remaining:
+                time.sleep(_POLL_SECONDS)
+
+    def _train(self, run: TrainingRun, seconds_per_epoch: float, display: Display, stop: StopFlag) -> str:
+        """Trains one run. Returns why it failed, or "". Raises Interrupted."""
+        display.begin(run)
         try:
-            trainer = self.trainer(training_run, progress)
-            with self.board(training_run) as trainer.board:
-                trainer.train()
+            tensorboard = self.tensorboard and self.context.is_main_process
+            reporter = RunReporter(run, self.paths, display, seconds_per_epoch, stop, tensorboard)
+            with contextlib.closing(reporter):
+                self._trainer(run, reporter).train()
         except (UserError, OSError, torch.OutOfMemoryError) as error:
-            return f"{training_run.task} {training_run.name}: {error}"
-        except Exception as error:  # a defect of ours: shown in full, and no reason to lose the other training runs
-            progress.log(traceback.format_exc())
-            return f"{training_run.task} {training_run.name}: {type(error).__name__}: {error}"
+            return f"{run}: {error}"
+        except Exception as error:  # a defect of the program: shown in full, and the other runs go on
+            if self.context.world_size > 1:
+                raise
+            display.log(traceback.format_exc())
+            return f"{run}: {type(error).__name__}: {error}"
         finally:
-            # A Trainer refers to itself, by the step that it takes: its network and moments would stay for long.
-            trainer = None
-            gc.collect()
+            gc.collect()  # a Trainer refers to itself, and would keep its network in memory
+        if self.context.is_main_process and not self._is_finished(run):
+            return f"{run}: its files were removed during training; run the same command again"
         return ""
 
-    def board(self, training_run: TrainingRun) -> contextlib.AbstractContextManager:
-        """The log of a training run for TensorBoard, where one is wanted, else None."""
-        if not self.tensorboard or not self.context.is_main_process:
-            return contextlib.nullcontext()
-        from deepcolor.reporting.tensorboard import (
-            TensorBoardLogger,
-        )  # here, because its import takes longer than most of the rest
-
-        return contextlib.closing(TensorBoardLogger(self.output, training_run))
+    def _trainer(self, run: TrainingRun, callbacks: Callbacks) -> Trainer:
+        torch.set_num_threads(self._threads(run))
+        data = self.data.to(self.device)
+        return MANAGERS[run.network](run, data, self.paths, self.device, callbacks, self.ignore_before, self.context)
 
     def describe_device(self) -> str:
-        """The device in words, and how many ranks have one each."""
-        on_gpu = self.device.type == "cuda"
-        name = torch.cuda.get_device_name(self.device) if on_gpu else "the CPU"
+        """Returns the name of the device, and the number of ranks that have one each."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
         return name if self.context.world_size == 1 else f"{name}, {self.context.world_size} ranks"

@@ -1,4 +1,4 @@
-"""Trains several training runs at once, each in a process of its own; one of them dying harms no other."""
+"""`--jobs N`: N worker processes that claim training runs of one sweep, and a parent that shows their progress."""
 
 import contextlib
 import multiprocessing
@@ -6,182 +6,169 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing import forkserver, resource_tracker
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
-from deepcolor.common import signals
-from deepcolor.common.signals import Interrupted, StopFlag
+from deepcolor.common.signals import STOP_SIGNALS, Interrupted, StopFlag
 from deepcolor.common.system import keep_freed_memory
-from deepcolor.reporting.progress import Progress, SweepProgress
+from deepcolor.reporting.progress import Display, SweepBar
 from deepcolor.training.config import TrainingRun
 
-Train = Callable[[TrainingRun, Progress], str]
-_SECONDS_BETWEEN_NEWS = 0.1
+# Called with a display, a stop flag and the runs to skip; trains runs, and yields each that failed, and why.
+TrainFunction = Callable[[Display, StopFlag, Collection[TrainingRun]], Iterator[tuple[TrainingRun, str]]]
+_SECONDS_BETWEEN_MESSAGES = 0.1
+_DEATHS_PER_RUN = 2  # after so many dead workers a training run is given up
 
 
 class Worker:
-    """A process that trains one training run after the other, as they are handed to it."""
+    """A process that trains unclaimed runs until none is left."""
 
-    def __init__(self, train: Train) -> None:
-        context = _forkserver(train)
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(train, other), daemon=True)
-        self.process.start()
-        other.close()
+    def __init__(self, train: TrainFunction, skip: Collection[TrainingRun] = ()) -> None:
+        context = _process_context()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(train, set(skip), theirs), daemon=True)
+        with _signals_blocked():  # a signal to all processes must not end a worker that has only begun
+            self.process.start()
+        theirs.close()
         self.training_run: TrainingRun | None = None
 
-    def hand(self, training_run: TrainingRun | None) -> None:
-        """Gives it the next training run; None, that there is none."""
-        self.training_run = training_run
-        with contextlib.suppress(BrokenPipeError):  # it has died: its sentinel tells
-            self.connection.send(training_run)
-
-    def died_of(self) -> str:
-        """In words, how the process ended."""
+    def describe_death(self) -> str:
+        """Returns how the process ended, or "" if it finished its work."""
         self.process.join()
         code = self.process.exitcode or 0
-        if code == -signal.SIGKILL:
-            return "its process was killed, perhaps for want of memory: try fewer --jobs"
-        return f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
+        if code == -9:
+            return "its process was killed, perhaps because memory ran out: try fewer --jobs"
+        if code < 0:
+            return f"its process was ended by signal {-code}"
+        return f"its process ended with code {code}" if code else ""
 
 
-def _forkserver(train: Train) -> multiprocessing.context.ForkServerContext:
-    """Processes are forked from a server that has imported everything once: from us, a fork would lose our threads.
+def run_workers(train: TrainFunction, jobs: int, bar: SweepBar, stop: StopFlag) -> list[str]:
+    """Calls `train` in `jobs` processes, which share the work. Returns a line for each run that failed.
 
-    A signal to all processes must not end the server. It has them blocked, and so has a worker until it listens.
+    A worker that dies is replaced, and its run continues. Raises Interrupted once all have saved if a signal asked to
+    stop.
     """
+    pool = _WorkerPool(train, jobs, bar)
+    while pool.workers:
+        if stop.signal:
+            pool.stop()
+        connections = {worker.connection: worker for worker in pool.workers}
+        for connection in wait(list(connections), timeout=_SECONDS_BETWEEN_MESSAGES):
+            try:
+                pool.handle(connections[connection], *connection.recv())
+            except (EOFError, ConnectionResetError):
+                pool.handle_end(connections[connection])
+    if stop.signal:
+        raise Interrupted(stop.signal)
+    return list(pool.failures.values())
+
+
+class _WorkerPool:
+    """The workers, and the runs that failed."""
+
+    def __init__(self, train: TrainFunction, jobs: int, bar: SweepBar) -> None:
+        self.train = train
+        self.bar = bar
+        self.failures: dict[TrainingRun | None, str] = {}
+        self.deaths: Counter[TrainingRun | None] = Counter()
+        self.stopping = False
+        self.workers = [Worker(train) for _ in range(jobs)]
+
+    def stop(self) -> None:
+        """Asks the workers to save and exit."""
+        if not self.stopping:
+            self.stopping = True
+            for worker in self.workers:
+                worker.process.terminate()
+
+    def handle(self, worker: Worker, kind: str, *message: object) -> None:
+        """Handles a message of a worker."""
+        if kind == "begin":
+            (worker.training_run,) = message
+        elif kind == "failed":
+            run, line = message
+            self.failures[run] = line
+        else:
+            getattr(self.bar, kind)(*message)
+
+    def handle_end(self, worker: Worker) -> None:
+        """Replaces a worker that died."""
+        self.workers.remove(worker)
+        run, death = worker.training_run, worker.describe_death()
+        if not death or self.stopping:
+            return
+        self.deaths[run] += 1
+        if self.deaths[run] >= _DEATHS_PER_RUN:
+            self.failures[run] = f"{run or 'a worker'}: {death}"
+        else:
+            self.bar.log(f"{run or 'a worker'}: {death}; the run continues from what was saved")
+        if None not in self.failures:  # a worker that cannot even start is not replaced
+            self.workers.append(Worker(self.train, self.failures.keys()))
+
+
+class _PipeDisplay:
+    """The Display of a worker, which sends everything to the parent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.unsent = 0.0
+        self.sent_at = 0.0
+
+    def advance(self, seconds: float, status: str) -> None:
+        self.unsent += seconds
+        if time.monotonic() - self.sent_at > _SECONDS_BETWEEN_MESSAGES:
+            self.connection.send(("advance", self.unsent, status))
+            self.unsent, self.sent_at = 0.0, time.monotonic()
+
+    def log(self, line: str) -> None:
+        self.connection.send(("log", line))
+
+    def begin(self, training_run: TrainingRun) -> None:
+        self.connection.send(("begin", training_run))
+
+
+def _work(train: TrainFunction, skip: set[TrainingRun], connection: Connection) -> None:
+    """What a worker process does."""
+    keep_freed_memory()
+    threading.Thread(target=_exit_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    with StopFlag() as stop, contextlib.suppress(Interrupted, BrokenPipeError):
+        # Ctrl-C reaches every process of a terminal. The parent decides, and sends SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        display = _PipeDisplay(connection)
+        for run, failure in train(display, stop, skip):
+            connection.send(("failed", run, failure))
+        connection.send(("advance", display.unsent, ""))
+
+
+def _exit_with(parent: int) -> None:
+    """Ends this process with its parent, however the parent ends."""
+    wait([parent])
+    os._exit(1)
+
+
+def _process_context() -> multiprocessing.context.BaseContext:
+    """Returns a context whose processes do not inherit PyTorch's threads. A fork server imports PyTorch only once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, train.__module__])
-    resource_tracker.ensure_running()  # which the server wants, and whose start would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context.set_forkserver_preload(["deepcolor.sweep.sweep"])
+    resource_tracker.ensure_running()  # the fork server starts it otherwise, which unblocks its signals
     return context
 
 
-def run_side_by_side(
-    train: Train,
-    training_runs: Sequence[TrainingRun],
-    jobs: int,
-    costs: dict[TrainingRun, float],
-    progress: SweepProgress,
-) -> list[str]:
-    """Calls `train` for every training run, in `jobs` processes, and returns what each returned, or how it died.
-
-    Raises Interrupted once all have saved, if a signal asked to stop.
-    """
-    crew = _Crew(train, training_runs, jobs, progress.stop)
-    while busy := crew.busy():
-        crew.forward_stop()
-        for connection in wait([worker.connection for worker in busy], timeout=_SECONDS_BETWEEN_NEWS):
-            worker = next(worker for worker in busy if worker.connection is connection)
-            shown = progress.of(costs[worker.training_run])
-            try:
-                kind, *news = connection.recv()
-            except (EOFError, ConnectionResetError):
-                crew.replace(worker, shown)
-                continue
-            if kind == "done":
-                crew.done(worker, *news)
-            else:
-                getattr(shown, kind)(*news)
-    for worker in crew.workers:
-        worker.process.join()
-    if progress.stop.signal:
-        raise Interrupted(progress.stop.signal)
-    return crew.outcomes
-
-
-class _Crew:
-    """The workers, what waits for them, and what has come of it."""
-
-    def __init__(self, train: Train, training_runs: Sequence[TrainingRun], jobs: int, stop: StopFlag) -> None:
-        self.train = train
-        self.waiting = list(training_runs)
-        self.outcomes: list[str] = []
-        self.stop = stop
-        self.told_to_stop = False
-        self.tried_twice: set[TrainingRun] = set()
-        with contextlib.nullcontext():  # the server's imports take seconds, in which there is nothing to save
-            self.workers = [Worker(train) for _ in range(jobs)]
-        for worker in self.workers:
-            self._hand_next(worker)
-
-    def _hand_next(self, worker: Worker) -> None:
-        worker.hand(self.waiting.pop(0) if self.waiting else None)
-
-    def busy(self) -> list[Worker]:
-        return [worker for worker in self.workers if worker.training_run is not None]
-
-    def forward_stop(self) -> None:
-        """If a stop was asked for, asks the workers for it, once."""
-        if self.stop.signal and not self.told_to_stop:
-            self.waiting, self.told_to_stop = [], True
-            for worker in self.busy():
-                worker.process.terminate()
-
-    def done(self, worker: Worker, outcome: str) -> None:
-        self.outcomes.append(outcome)
-        self._hand_next(worker)
-
-    def replace(self, worker: Worker, shown: Progress) -> None:
-        """Puts a new worker in the place of one that died at work, whose training run it continues: once."""
-        training_run, worker.training_run = worker.training_run, None
-        what = f"{training_run.task} {training_run.name}: {worker.died_of()}"
-        if self.stop.signal:
-            return
-        if training_run in self.tried_twice:
-            self.outcomes.append(what)
-        else:
-            self.tried_twice.add(training_run)
-            self.waiting.insert(0, training_run)
-            shown.log(f"{what}; it goes on from what was saved")
-        if self.waiting:
-            self.workers[self.workers.index(worker)] = successor = Worker(self.train)
-            self._hand_next(successor)
-
-
-class _News:
-    """The progress of a worker, told to the parent, which shows it."""
-
-    def __init__(self, connection: Connection, stop: StopFlag) -> None:
-        self.connection = connection
-        self.stop = stop
-        self.untold = 0.0
-        self.told_at = 0.0
-
-    def advance(self, epochs: float, status: str) -> None:
-        self.untold += epochs
-        if time.monotonic() - self.told_at > _SECONDS_BETWEEN_NEWS:
-            self.connection.send(("advance", self.untold, status))
-            self.untold, self.told_at = 0.0, time.monotonic()
-
-    def log(self, line: str) -> None:
-        self.connection.send(("say", line))
-
-    def stop_signal(self) -> int:
-        return self.stop.signal
-
-
-def _work(train: Train, connection: Connection) -> None:
-    """The life of a worker."""
-    keep_freed_memory()
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
-    with StopFlag() as stop, contextlib.suppress(Interrupted, EOFError, BrokenPipeError):
-        # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks with SIGTERM.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
-        for training_run in iter(connection.recv, None):
-            news = _News(connection, stop)
-            outcome = train(training_run, news)
-            connection.send(("advance", news.untold, ""))
-            connection.send(("done", outcome))
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process with its parent, however that ends: the next run must not meet a worker of this one."""
-    wait([parent])
-    os._exit(1)
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Blocks stop signals in processes that are started inside. They unblock them once they can handle them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,63 +1,104 @@
-"""Files of trained models: where they lie, how they are written and read. Plain values and tensors only."""
+"""The file format of checkpoints: finished models, and states from which training continues.
 
-import contextlib
+A checkpoint is a dict of tensors and plain values, which `torch.load(path, weights_only=True)` reads on any machine.
+ModelContent and StateContent list its keys.
+"""
+
 import os
 import platform
 import warnings
 import zipfile
 from pathlib import Path
+from typing import TypedDict, get_type_hints
 
 import numpy as np
 import skimage
 import torch
+from torch import Tensor
 
 import Constants
-from deepcolor.common.files import check_writable, try_lock, write_atomically
+from deepcolor.common.files import write_atomically
 from deepcolor.training.config import TrainingRun
+from deepcolor.training.paths import RunPaths
 from utils import UserError
 
-# What a file must hold, and of what kind, to be what it says it is.
-MODEL = {
-    "model": dict,
-    "network": str,
-    "activation": str,
-    "run": str,
-    "feature_maps": int | list | tuple,
-    "hyperparameters": dict,
-    "swept": list,
-    "epoch": int,
-    "seed": int,
-    "image_size": int,
-    "metrics": dict,
-    "history": dict,
-    "fingerprint": dict,
-}
-# What it takes to use a model: an earlier version of this program wrote less about it.
-USABLE = {key: MODEL[key] for key in ("model", "network", "activation", "feature_maps", "epoch", "image_size")}
-STATE = {
-    "model": dict,
-    "optimizer": dict,
-    "epoch": int,
-    "batch": int,
-    "loss_sum": float,
-    "history": dict,
-    "seconds": float,
-    "diverged": int,
-    "fingerprint": dict,
-}
-HYPERPARAMETERS = {"lr": float | int, "epoch": int, "weight_decay": float | int}
-METRICS = {"status": str, "gray_mse": float, "mean_color_mse": float, "seconds": float, "checkpoint": str}
-SCORES = {
-    "": dict.fromkeys(("train_mse", "val_mse", "test_mse", "test_mse_a", "test_mse_b", "rmse_lab"), float),
-    "regressor": {"test_means": list},
-    "colorizer": {
-        **dict.fromkeys(("psnr", "ssim", "delta_e", "colorfulness", "colorfulness_true", "chroma_ratio"), float),
-        "verdict": str,
-    },
-}
+FORMAT_VERSION = 2  # raised whenever a key is renamed or its meaning changes; see _upgrade
 
 
-# Version 1.0 of the program -> this version.
+class UsableModel(TypedDict):
+    """What it takes to use a model. Present in files of every version."""
+
+    model: dict  # state_dict
+    network: str  # "regressor" or "colorizer"
+    activation: str
+    feature_maps: int | list | tuple
+    epoch: int
+    image_size: int
+
+
+class ModelContent(UsableModel):
+    """A finished model, and everything that describes it."""
+
+    run: str  # name of the combination
+    hyperparameters: dict  # epoch, and the fields of TrainConfig
+    swept: list
+    seed: int
+    metrics: dict  # see Metrics
+    history: dict  # train_mse and val_mse of every epoch
+    fingerprint: dict  # TrainingRun.fingerprint
+
+
+class Metrics(TypedDict):
+    """The metrics of every model. Errors are in units of (ab + 128) / 255."""
+
+    status: str  # "done" or "diverged"
+    gray_mse: float
+    mean_color_mse: float
+    seconds: float
+    checkpoint: str  # path below the output folder
+
+
+class Scores(TypedDict):
+    """Further metrics of a model that did not diverge."""
+
+    train_mse: float
+    val_mse: float
+    test_mse: float
+    test_mse_a: float
+    test_mse_b: float
+    rmse_lab: float
+
+
+class RegressorScores(Scores):
+    test_means: list  # [name, predicted a, predicted b, true a, true b] of each test image, in Lab units
+
+
+class ColorizerScores(Scores):
+    psnr: float
+    ssim: float
+    delta_e: float
+    colorfulness: float
+    colorfulness_true: float
+    chroma_ratio: float
+    verdict: str
+
+
+class StateContent(TypedDict):
+    """The state of a training run between two steps."""
+
+    model: dict  # state_dict
+    optimizer: dict  # state_dict
+    epoch: int  # finished epochs
+    batch: int  # finished batches of the next epoch
+    loss_sum: float  # loss of these batches, summed over their images
+    history: dict
+    seconds: float  # spent training
+    diverged: int  # the epoch in which a loss was not finite, or 0
+    fingerprint: dict
+
+
+_HYPERPARAMETERS = {"lr": float | int, "epoch": int, "weight_decay": float | int}
+# Keys of version 1 -> keys of this version.
 _RENAMED_KEYS = {
     "identity": "fingerprint",
     "squares": "loss_sum",
@@ -69,71 +110,25 @@ _RENAMED_KEYS = {
 }
 
 
-class RunPaths:
-    """Where everything below `--output` lies."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.plots = root / "Plots"
-        self.checkpoints = root / "checkpoints"
-
-    def pictures(self, activation: str, kind: str, run: str) -> Path:
-        """The folder of a run's "gray" or "color" pictures."""
-        return self.root / f"outputs_{activation}" / kind / run
-
-    def plot(self, network: str, activation: str, run: str, what: str) -> Path:
-        """A file that belongs to one run below Plots/: what is "loss.png", "triplets.png" or "means.csv"."""
-        prefix = f"{activation}_" if activation else ""
-        return self.plots / network.capitalize() / f"{prefix}{run}_{what}"
-
-    def checkpoint(self, training_run: TrainingRun, epoch: int) -> Path:
-        return self.checkpoints / training_run.task / f"{training_run.run_name(epoch)}.pt"
-
-    def state(self, training_run: TrainingRun) -> Path:
-        """From where a training run goes on: the model with its optimizer, in the middle or at the end."""
-        return self.checkpoints / training_run.task / ".state" / f"{training_run.name}.pt"
-
-    def claim(self, training_run: TrainingRun) -> contextlib.AbstractContextManager[bool]:
-        """Yields whether this process may train the run: no other process holds its lock. Raises OSError."""
-        return try_lock(self.state(training_run).with_suffix(".lock"))
-
-    def prepare(self) -> None:
-        """Makes the folders, and finds out now rather than after an hour whether they can be written.
-
-        Raises UserError if not.
-        """
-        for folder in (self.plots, self.checkpoints, self.root / ".cache"):
-            check_writable(folder, self.root)
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # plain text: the original is of a class that weights_only refuses
-        "numpy": np.__version__,
-        "scikit-image": skimage.__version__,
-    }
-
-
 def describe(
     training_run: TrainingRun,
     epoch: int,
     fingerprint: dict[str, object],
-    model: dict[str, torch.Tensor],
+    model: dict[str, Tensor],
     metrics: dict[str, object],
     history: dict[str, list[float]],
 ) -> dict[str, object]:
-    """The content of a finished model's checkpoint, which needs nothing else to be understood."""
-    foreign = ("network", "activation", "images", "epochs")
-    hyperparameters = {"epoch": epoch, **{key: value for key, value in fingerprint.items() if key not in foreign}}
+    """Returns the content of a finished model's checkpoint, which needs nothing else to be understood."""
+    not_hyperparameters = ("network", "activation", "images", "epochs")
+    values = {key: value for key, value in fingerprint.items() if key not in not_hyperparameters}
     return {
+        "format_version": FORMAT_VERSION,
         "model": model,
         "network": training_run.network,
         "activation": training_run.activation,
         "run": training_run.run_name(epoch),
-        "feature_maps": hyperparameters["feature_maps"],
-        "hyperparameters": hyperparameters,
+        "feature_maps": values["feature_maps"],
+        "hyperparameters": {"epoch": epoch, **values},
         "swept": list(training_run.swept),
         "epoch": epoch,
         "seed": training_run.config.seed,
@@ -145,57 +140,117 @@ def describe(
     }
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # its own class is refused by weights_only
+        "numpy": np.__version__,
+        "scikit-image": skimage.__version__,
+    }
+
+
 def save(content: dict, path: Path) -> None:
-    """Writes a checkpoint: the old file or the new one, never half. Raises OSError."""
+    """Writes a checkpoint atomically. Raises OSError."""
 
     def write(temporary: Path) -> None:
-        # Through a file object, whose errors are OSErrors: PyTorch's own writer hides the reason, a full disk say.
+        # Through a file object, so that a full disk is an OSError: PyTorch's own writer hides the reason.
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            torch.save(_to_cpu(content), file)
 
     write_atomically(path, write)
 
 
+def _to_cpu(content: object) -> object:
+    """Returns the content with all tensors on the CPU, so that a computer without a GPU can load it."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        return type(content)((key, _to_cpu(value)) for key, value in content.items())
+    return content
+
+
 def load(path: Path) -> dict:
-    """Reads a file that `save` wrote, to the CPU. Raises UserError if it is missing, damaged or not one of ours."""
+    """Reads a checkpoint of any version to the CPU. Raises UserError if it is missing, damaged or not one."""
     try:
-        _check_sums(path)
+        _verify_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PyTorch thinks of a foreign file is no help to anybody
+            warnings.simplefilter("ignore")  # PyTorch's remarks on foreign files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
-    except Exception as error:  # a foreign file can make a reader raise anything at all
-        raise UserError(f"{path} is damaged, or no checkpoint of this program") from error
+    except Exception as error:  # a foreign file can make a reader raise anything
+        raise UserError(f"{path} is damaged, or not a checkpoint of this program") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint of this program")
-    return _upgrade(content)
+        raise UserError(f"{path} is not a checkpoint of this program")
+    return _upgrade(path, content)
 
 
-def _upgrade(content: dict) -> dict:
-    """Renames the keys that version 1.0 spelled differently, so that its files load like those of this version."""
-    renamed = {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
-    for part in ("metrics", "hyperparameters", "fingerprint"):
-        if isinstance(renamed.get(part), dict):
-            renamed[part] = {_RENAMED_KEYS.get(key, key): value for key, value in renamed[part].items()}
-    if isinstance(renamed.get("swept"), list):
-        renamed["swept"] = [_RENAMED_KEYS.get(key, key) if isinstance(key, str) else key for key in renamed["swept"]]
-    metrics = renamed.get("metrics")
-    if isinstance(metrics, dict) and isinstance(metrics.get("verdict"), str):
-        metrics["verdict"] = metrics["verdict"].replace("coloured", "colored").replace("grey", "gray")
-    return renamed
+def load_usable(path: Path) -> dict:
+    """Reads a model of any version, and checks the keys of UsableModel. Raises UserError."""
+    return _check_types(path, load(path), get_type_hints(UsableModel))
 
 
-def _check_sums(path: Path) -> None:
-    """Compares every part of the archive with its checksum, which PyTorch writes but does not look at.
+def load_state(path: Path) -> dict:
+    """Reads a state, and checks the keys of StateContent. Raises UserError."""
+    return _check_types(path, load(path), get_type_hints(StateContent))
 
-    Raises OSError, ValueError, or what `zipfile` raises for what is no archive.
+
+def load_model(path: Path) -> dict:
+    """Reads a finished model, and checks everything that describes it. Raises UserError."""
+    content = _check_types(path, load(path), get_type_hints(ModelContent))
+    _check_types(path, content["hyperparameters"], _HYPERPARAMETERS)
+    metrics = _check_types(path, content["metrics"], get_type_hints(Metrics))
+    _check_types(path, content["fingerprint"], {"images": str})
+    _check_types(path, content["history"], {"train_mse": list, "val_mse": list})
+    if content["network"] not in Constants.NETWORKS or content["activation"] not in ("", *Constants.ACTIVATIONS):
+        raise UserError(f"{path} is not a finished model of this program: unknown network")
+    if not set(content["swept"]) <= content["hyperparameters"].keys():
+        raise UserError(f"{path} is not a finished model of this program: a swept hyperparameter is missing")
+    if metrics["status"] == "done":
+        scores = RegressorScores if content["network"] == "regressor" else ColorizerScores
+        _check_types(path, metrics, get_type_hints(scores))
+    return content
+
+
+def find_models(paths: RunPaths) -> tuple[list[dict], list[str]]:
+    """Returns the finished models below the output folder, without their weights, and a line for each other file.
+
+    Models trained on other images than the newest model are left out: their scores cannot be compared.
     """
-    if not path.is_file():  # a pipe would be waited for
+    models, remarks = [], []
+    # Hidden files are half written: their process was killed.
+    found = sorted(paths.checkpoints.glob("*/[!.]*.pt"), key=lambda path: path.lstat().st_mtime)
+    for path in found:
+        try:
+            model = load_model(path)
+        except UserError as error:
+            remarks.append(f"{error}: left out")
+            continue
+        if path != paths.root / model["metrics"]["checkpoint"]:
+            remarks.append(f"{path} is a copy of the model of another run, {model['run']}: left out")
+        else:
+            del model["model"]
+            models.append(model)
+    if models:
+        images = models[-1]["fingerprint"]["images"]
+        others = sum(model["fingerprint"]["images"] != images for model in models)
+        if others:
+            remarks.append(f"{others} model(s) of an earlier run on other images: left out")
+        models = [model for model in models if model["fingerprint"]["images"] == images]
+    return models, remarks
+
+
+def _verify_archive(path: Path) -> None:
+    """Compares every part of the file with its checksum, which PyTorch writes but does not read.
+
+    Raises OSError, ValueError, or what `zipfile` raises for a file that is not an archive.
+    """
+    if not path.is_file():  # opening a pipe would block
         raise FileNotFoundError(path) if not os.path.lexists(path) else ValueError("not a regular file")
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        # PyTorch does not compress: nothing that is small here may become large.
+        # PyTorch does not compress: a small file must not become large in memory.
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
             raise ValueError("compressed")
         if sum(part.file_size for part in parts) > path.stat().st_size:
@@ -204,34 +259,31 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"damaged: {damaged}")
 
 
-def load_state(path: Path) -> dict:
-    """The same for the state of a training run: raises UserError also if a part of it is missing."""
-    return _complete(path, load(path), STATE)
-
-
-def load_usable(path: Path) -> dict:
-    """The same for a model of any version: raises UserError also if what it takes to use it is missing."""
-    return _complete(path, load(path), USABLE)
-
-
-def load_model(path: Path) -> dict:
-    """The same for a finished model: raises UserError also if a part of what describes it is missing."""
-    content = _complete(path, load(path), MODEL)
-    _complete(path, content["hyperparameters"], HYPERPARAMETERS)
-    _complete(path, content["metrics"], METRICS)
-    _complete(path, content["fingerprint"], {"images": str})
-    _complete(path, content["history"], {"train_mse": list, "val_mse": list})
-    if content["network"] not in Constants.NETWORKS or content["activation"] not in ("", *Constants.ACTIVATIONS):
-        raise UserError(f"{path} is no finished model of this program: of an unknown network")
-    if not set(content["swept"]) <= content["hyperparameters"].keys():
-        raise UserError(f"{path} is no finished model of this program: it lacks what it says was swept")
-    if content["metrics"]["status"] == "done":
-        _complete(path, content["metrics"], {**SCORES[""], **SCORES[content["network"]]})
+def _upgrade(path: Path, content: dict) -> dict:
+    """Renames the keys of version 1. Raises UserError for a version that this program does not know."""
+    version = content.get("format_version", 1)
+    if version == FORMAT_VERSION:
+        return content
+    if version != 1:
+        raise UserError(f"{path} was written by a newer version of this program: update the program")
+    content = _rename_keys(content)
+    for part in ("metrics", "hyperparameters", "fingerprint"):
+        if isinstance(content.get(part), dict):
+            content[part] = _rename_keys(content[part])
+    if isinstance(content.get("swept"), list):
+        content["swept"] = [_RENAMED_KEYS.get(key, key) if isinstance(key, str) else key for key in content["swept"]]
+    metrics = content.get("metrics")
+    if isinstance(metrics, dict) and isinstance(metrics.get("verdict"), str):
+        metrics["verdict"] = metrics["verdict"].replace("coloured", "colored").replace("grey", "gray")
     return content
 
 
-def _complete(path: Path, content: dict, kinds: dict[str, type]) -> dict:
-    """`content`, if it has these keys with values of these kinds; else raises UserError."""
-    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
-        raise UserError(f"{path} is no finished model or state of this program: no right {', '.join(wrong)}")
+def _rename_keys(content: dict) -> dict:
+    return {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+
+
+def _check_types(path: Path, content: dict, types: dict[str, type]) -> dict:
+    """Returns `content` if it has these keys with values of these types. Raises UserError if not."""
+    if wrong := [key for key, kind in types.items() if not isinstance(content.get(key), kind)]:
+        raise UserError(f"{path} is not a finished model or state of this program: wrong {', '.join(wrong)}")
     return content

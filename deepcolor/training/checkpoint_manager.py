@@ -1,43 +1,50 @@
-"""What a training run leaves on the disk, and what an earlier run has left of it."""
+"""The checkpoints of one training run, and the best model of a sweep."""
 
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
+from deepcolor.common.files import wait_for_lock
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import RunPaths
-from deepcolor.training.config import TrainingRun
+from deepcolor.training.config import TrainingRun, default_of
+from deepcolor.training.paths import RunPaths
 from utils import UserError
 
 
 class CheckpointManager:
-    """The files of one training run: its state, from which it goes on, and a model for each snapshot.
+    """Finds, reads and writes the models and the state of one training run.
 
-    Only files of the very same training count: same network, settings and images, which `fingerprint` tells.
+    Only files of the same training run count: same network, hyperparameters and images, compared by `fingerprint`.
+
+    Args:
+        paths: the output folder.
+        training_run: whose checkpoints these are.
+        fingerprint: of the training run on these images.
+        log: called with a line about each file that is not used.
+        ignore_before: files older than this time (seconds since the epoch) do not count; for `--restart`.
     """
 
     def __init__(
         self,
-        output: RunPaths,
+        paths: RunPaths,
         training_run: TrainingRun,
         fingerprint: dict[str, object],
-        log: Callable[[str], None],
-        restart: bool,
+        log: Callable[[str], None] = lambda line: None,
+        ignore_before: float = 0.0,
     ) -> None:
-        self.output = output
+        self.paths = paths
         self.training_run = training_run
         self.fingerprint = fingerprint
         self.log = log
-        self.restart = restart  # nothing that lies there counts
-        self.said_anew = False
+        self.ignore_before = ignore_before
+        self.logged_changes = False
 
-    def finished(self) -> int:
-        """How many of the snapshots are finished, from the first on without a gap."""
+    def count_finished(self) -> int:
+        """Returns how many snapshots are finished, counted from the first one up to the first gap."""
         for number, epoch in enumerate(self.training_run.snapshot_epochs):
-            path = self.output.checkpoint(self.training_run, epoch)
-            model = self._left_over(path, checkpoint.load_model)
+            path = self.paths.checkpoint(self.training_run, epoch)
+            model = self._load(path, checkpoint.load_model)
             if model is None:
                 return number
             if (model["run"], model["epoch"]) != (path.stem, epoch):
@@ -45,28 +52,35 @@ class CheckpointManager:
                 return number
         return len(self.training_run.snapshot_epochs)
 
-    def save_model(self, model: dict, epoch: int) -> None:
-        """Raises OSError."""
-        checkpoint.save(model, self.output.checkpoint(self.training_run, epoch))
+    def is_finished(self) -> bool:
+        return self.count_finished() == len(self.training_run.snapshot_epochs)
 
-    def states(self) -> list[dict]:
-        """The saved states, newest first: the second is there for the case that the first is damaged."""
-        newest = self.output.state(self.training_run)
-        version_1 = newest.parent.with_name(".trajectories") / newest.name  # where version 1.0 kept it
-        paths = (path for state in (newest, version_1) for path in (state, _previous(state)))
-        found = (self._left_over(path, checkpoint.load_state) for path in paths)
-        return [state for state in found if state is not None]
+    def save_model(self, model: dict, epoch: int) -> Path:
+        """Writes a finished model, and keeps the best model of the sweep up to date. Raises OSError."""
+        path = self.paths.checkpoint(self.training_run, epoch)
+        checkpoint.save(model, path)
+        _update_best(self.paths, model)
+        return path
+
+    def load_states(self) -> list[dict]:
+        """Returns the saved states, newest first. The second one serves if the first one is damaged."""
+        newest = self.paths.state(self.training_run)
+        version_1 = newest.parent.with_name(".trajectories") / newest.name
+        candidates = [path for state in (newest, version_1) for path in (state, _previous(state))]
+        states = (self._load(path, checkpoint.load_state) for path in candidates)
+        return [state for state in states if state is not None]
 
     def save_state(self, state: dict) -> None:
-        """Saves the state, and keeps the one before. Raises OSError."""
-        newest = self.output.state(self.training_run)
+        """Writes the state, and keeps the one before it. Raises OSError."""
+        newest = self.paths.state(self.training_run)
         if newest.exists():
             os.replace(newest, _previous(newest))
-        checkpoint.save({**state, "fingerprint": self.fingerprint}, newest)
+        content = {"format_version": checkpoint.FORMAT_VERSION, **state, "fingerprint": self.fingerprint}
+        checkpoint.save(content, newest)
 
-    def _left_over(self, path: Path, load: Callable[[Path], dict]) -> dict | None:
-        """What an earlier run left at `path`, if it is of this very training; says what is wrong with it if not."""
-        if self.restart or not os.path.lexists(path):
+    def _load(self, path: Path, load: Callable[[Path], dict]) -> dict | None:
+        """Returns the content of a file of the same training run, or None. Logs why a file is not used."""
+        if not os.path.lexists(path) or path.lstat().st_mtime < self.ignore_before:
             return None
         try:
             content = load(path)
@@ -74,37 +88,43 @@ class CheckpointManager:
             self.log(f"{error}: not used")
             return None
         earlier = content["fingerprint"]
-        changed = [key for key, value in self.fingerprint.items() if earlier.get(key) != value]
-        if changed and not self.said_anew:
-            self.log(f"{self.training_run.task} {self.training_run.name}: starts anew, changed: {', '.join(changed)}")
-            self.said_anew = True
+        changed = [key for key, value in self.fingerprint.items() if earlier.get(key, default_of(key)) != value]
+        if changed and not self.logged_changes:
+            self.log(f"{self.training_run}: starts from the beginning, changed: {', '.join(changed)}")
+            self.logged_changes = True
         return None if changed else content
 
 
-def restore_optimizer(optimizer: torch.optim.Adam, moments: dict[int, dict[str, torch.Tensor]], begun: bool) -> None:
-    """Gives Adam back the saved moments of its parameters, and nothing else of what a file may say.
-
-    `begun`: whether a step was taken, before which there are none. Raises ValueError or KeyError without the moments of
-    every parameter, in its shape, which nothing else checks before they are used.
-    """
-    parameters = optimizer.param_groups[0]["params"]
-    if moments.keys() != (set(range(len(parameters))) if begun else set()):
-        raise ValueError("not the moments of these parameters")
-    for number, moment in moments.items():
-        shapes = {name: moment[name].shape for name in ("step", "exp_avg", "exp_avg_sq")}
-        like = parameters[number].shape
-        if shapes != {"step": torch.Size(), "exp_avg": like, "exp_avg_sq": like}:
-            raise ValueError(f"moments of other shapes: {shapes}")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+def write_best(paths: RunPaths, models: Sequence[dict]) -> None:
+    """Writes best_regressor.pt and best_colorizer.pt from models that `find_models` returned. Raises OSError."""
+    for network in {model["network"] for model in models}:
+        ranked = [model for model in models if model["network"] == network and _is_rankable(model)]
+        if ranked:
+            best = min(ranked, key=_val_mse)
+            checkpoint.save(checkpoint.load_model(paths.root / best["metrics"]["checkpoint"]), paths.best(network))
 
 
-def count_unfinished_combinations(training_runs: Iterable[TrainingRun], output: RunPaths, fingerprint: str) -> int:
-    """How many combinations of a plan, on the images with that fingerprint, no run has finished yet."""
-    stores = (CheckpointManager(output, t, t.fingerprint(fingerprint), _no_log, restart=False) for t in training_runs)
-    return sum(len(store.training_run.snapshot_epochs) - store.finished() for store in stores)
+def _update_best(paths: RunPaths, model: dict) -> None:
+    """Replaces the best model by this one if its validation error is lower, or if the best is of other images."""
+    if not _is_rankable(model):
+        return
+    path = paths.best(model["network"])
+    with wait_for_lock(path.with_name(f".{path.stem}.lock")):
+        try:
+            best = checkpoint.load_model(path)
+        except UserError:  # missing or damaged
+            best = None
+        same_images = best and best["fingerprint"]["images"] == model["fingerprint"]["images"]
+        if not (same_images and _is_rankable(best) and _val_mse(best) <= _val_mse(model)):
+            checkpoint.save(model, path)
 
 
-def _no_log(line: str) -> None: ...
+def _is_rankable(model: dict) -> bool:
+    return model["metrics"]["status"] == "done" and math.isfinite(_val_mse(model))
+
+
+def _val_mse(model: dict) -> float:
+    return model["metrics"]["val_mse"]
 
 
 def _previous(path: Path) -> Path:

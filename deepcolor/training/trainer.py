@@ -1,12 +1,10 @@
-"""The only training loop: epochs, evaluation, checkpoints, resuming. A subclass supplies what its network needs."""
+"""The only training loop: steps, epochs, evaluation, saving and resuming. Subclasses supply what a network needs."""
 
 import itertools
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,47 +14,78 @@ import Constants
 from deepcolor.common.signals import Interrupted
 from deepcolor.data.batches import EvaluationBatches, TrainingBatches, loader
 from deepcolor.data.dataset import LabDataModule, LabDataset
-from deepcolor.reporting.plots import loss_plot
-from deepcolor.reporting.progress import Progress, summary_line
-from deepcolor.training import checkpoint, data_parallel
-from deepcolor.training.checkpoint import RunPaths
-from deepcolor.training.checkpoint_manager import CheckpointManager, restore_optimizer
+from deepcolor.training import checkpoint, distributed
+from deepcolor.training.checkpoint_manager import CheckpointManager
 from deepcolor.training.config import TrainingRun
 from deepcolor.training.cuda_graph import CudaGraphStep
 from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
+from deepcolor.training.layers import optimize_for_cpu
+from deepcolor.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from deepcolor.training.paths import RunPaths
 from utils import Utils, is_finite, seed_for
 
-if TYPE_CHECKING:
-    from deepcolor.reporting.tensorboard import TensorBoardLogger
+
+class Callbacks:
+    """Hooks that a Trainer calls. These do nothing."""
+
+    def advance(self, epochs: float, status: str) -> None:
+        """Called after every step with the fraction of an epoch that it was."""
+
+    def epoch_end(self, history: dict[str, list[float]]) -> None:
+        """Called after every epoch with the losses so far."""
+
+    def model_scored(self, model: dict) -> None:
+        """Called with the content of a finished model's checkpoint before it is written. Draws what belongs to it."""
+
+    def model_saved(self, model: dict) -> None:
+        """Called with the content of a finished model's checkpoint after it was written."""
+
+    def model_found(self, epoch: int) -> None:
+        """Called for every snapshot that an earlier process finished."""
+
+    def log(self, line: str) -> None:
+        """Called with a line for the user."""
+
+    def stop_signal(self) -> int:
+        """Returns the number of the signal that asked to stop, or 0."""
+        return 0
 
 
 class Trainer(ABC):
     """Trains one training run and scores the model at each of its snapshots.
 
-    All figures named mse are in units of (ab + 128) / 255. Between two epochs nothing random is carried
-    over: what happens in an epoch depends on the seed and its number alone.
+    Errors are in units of (ab + 128) / 255. Everything random depends on the seed, the epoch and the step alone.
+
+    Args:
+        training_run: what is trained.
+        data: the images.
+        paths: the output folder.
+        device: of the network.
+        callbacks: progress, logging and stop requests.
+        ignore_before: checkpoints older than this time do not count (seconds since the epoch).
+        context: the processes that train together.
     """
 
-    output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES: what the network's output means
+    output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES
 
     def __init__(
         self,
         training_run: TrainingRun,
         data: LabDataModule,
-        output: RunPaths,
+        paths: RunPaths,
         device: torch.device,
-        progress: Progress,
-        restart: bool = False,
+        callbacks: Callbacks,
+        ignore_before: float = 0.0,
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.training_run = training_run
         self.config = config = training_run.config
         self.data = data
-        self.output = output
+        self.paths = paths
         self.device = device
         wide = Utils.is_wide(config.feature_maps)
         self.memory_format = torch.channels_last if wide else torch.contiguous_format
-        self.progress = progress
+        self.callbacks = callbacks
         self.context = context
         self.batches = TrainingBatches(
             len(data.train), config.batch_size, config.augment_repeats, config.seed, config.crop_area
@@ -64,182 +93,166 @@ class Trainer(ABC):
         self.batches.device = data.train.records.device
         self.offset = torch.tensor(self.output_scale[0] / self.output_scale[1], dtype=torch.float32, device=device)
         self.fingerprint = training_run.fingerprint(data.fingerprint)
-        self.store = CheckpointManager(output, training_run, self.fingerprint, progress.log, restart)
-        self.board: TensorBoardLogger | None = None  # whoever wants a log for TensorBoard, puts one here
-        self.start()
+        self.manager = CheckpointManager(paths, training_run, self.fingerprint, callbacks.log, ignore_before)
+        self.initialize()
 
     # --- What a subclass supplies ------------------------------------------------------------------
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network, with its first weights drawn from PyTorch's generator."""
+        """Returns the network. Its initial weights come from PyTorch's global generator."""
 
     @abstractmethod
     def target(self, ab: Tensor) -> Tensor:
-        """What the network is to predict, in Lab units, from the ab of the images (B,2,128,128)."""
+        """Returns what the network has to predict for images with this ab (B,2,128,128), in Lab units."""
 
     @abstractmethod
     def second_moment(self, images: LabDataset) -> Tensor:
-        """The mean square of what is to be predicted, for a and b: (2,) float64, in Lab units."""
+        """Returns the mean squares of a and b of the targets: (2,) float64, in Lab units."""
 
     @abstractmethod
     def test(self, run: str, test_mse: float) -> dict[str, object]:
-        """Further figures of the model on the test images; writes the pictures that show it."""
+        """Returns further metrics on the test images, and writes the pictures that show the result."""
 
     # --- Training ----------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Puts the training run at its beginning."""
-        context = self.context
+    def initialize(self) -> None:
+        """Sets the training run to its beginning."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.config.seed, "weights"))
             model = self.build().to(self.device, memory_format=self.memory_format)
-        self.model = data_parallel.convert_sync_batchnorm(model, self.device, context)
-        self.network = data_parallel.wrap_ddp(self.model, self.device, context)  # what a training step calls
-        on_gpu = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=torch.tensor(self.config.lr, device=self.device) if on_gpu else self.config.lr,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-            capturable=on_gpu,
-        )
-        # A graph would have to capture NCCL's part as well: among several ranks the steps are taken as they are.
-        graphed = on_gpu and context.world_size == 1
-        self.take_step = CudaGraphStep(self.step) if graphed else data_parallel.guarded_step(self.step, context)
-        self.epoch = 0  # finished ones
-        self.batch = 0  # finished ones within the epoch that follows
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # loss, summed over its images
+        if self.device.type == "cpu":
+            model = optimize_for_cpu(model)
+        self.model = distributed.convert_sync_batchnorm(model, self.device, self.context)
+        self.parallel_model = distributed.wrap_ddp(self.model, self.device, self.context)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(self.config, parameters, self.device)
+        # A graph would have to capture NCCL's operations, and would repeat the same dropout mask.
+        capture = self.device.type == "cuda" and self.context.world_size == 1 and not self.config.dropout
+        self.run_step = CudaGraphStep(self.step) if capture else self.step
+        self.epoch = 0  # finished epochs
+        self.batch = 0  # finished batches of the next epoch
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # over the images of these batches
         self.history: dict[str, list[float]] = {"train_mse": [], "val_mse": []}
         self.seconds = 0.0
-        self.diverged = 0  # the epoch at which a loss was no longer finite
+        self.diverged = 0  # the epoch in which a loss was not finite
         self.saved_at = time.monotonic()
 
     def train(self) -> None:
-        """Trains to the last snapshot, from wherever an earlier run left off, and finishes a model at each.
+        """Trains to the last snapshot, from wherever an earlier process stopped, and finishes a model at each.
 
-        Raises Interrupted when told to stop, OSError if a file cannot be written.
+        Raises Interrupted after saving if a stop is requested, and OSError if a file cannot be written.
         """
         finished = self.resume()
-        if self.board:
-            for snapshot in self.training_run.snapshot_epochs[:finished]:
-                self.board.model(self.output.checkpoint(self.training_run, snapshot))
+        for snapshot in self.training_run.snapshot_epochs[:finished]:
+            self.callbacks.model_found(snapshot)
         for snapshot in self.training_run.snapshot_epochs[finished:]:
             while self.epoch < snapshot and not self.diverged:
                 self.train_epoch()
             self.finish(snapshot)
 
     def train_epoch(self) -> None:
-        """One pass over the training images, in the order and with the crops that belong to this epoch."""
-        began = time.monotonic()
+        """Trains on what is left of the next epoch, and evaluates on the validation images."""
+        start = time.monotonic()
         number = self.epoch + 1
         self.model.train()
         self.batches.set_epoch(number, self.batch)
         for lightness, ab in self.training_batches():
-            self.set_learning_rate(self.epoch * len(self.batches) + self.batch)
-            self.take_step(lightness.to(self.device), ab.to(self.device))
+            set_learning_rate(self.optimizer, self.learning_rate(self.epoch * len(self.batches) + self.batch))
+            if self.config.dropout:
+                torch.manual_seed(seed_for(self.config.seed, "step", number, self.batch, self.context.rank))
+            self.run_step(lightness.to(self.device), ab.to(self.device))
             self.batch += 1
-            self.progress.advance(
-                1 / len(self.batches), f"{self.training_run.task} {self.training_run.run_name(number)}"
-            )
-            due = time.monotonic() - self.saved_at > Constants.SAVE_SECONDS
-            stop, due = self.context.sync_stop(self.progress.stop_signal(), due, self.batch)
-            if stop or due:
-                self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
+            status = f"{self.training_run.task} {self.training_run.run_name(number)}"
+            self.callbacks.advance(1 / len(self.batches), status)
+            save_due = time.monotonic() - self.saved_at > Constants.SAVE_SECONDS
+            stop, save_due = self.context.sync_stop(self.callbacks.stop_signal(), save_due, self.batch)
+            if stop or save_due:
+                self.seconds, start = self.seconds + time.monotonic() - start, time.monotonic()
                 self.context.sum_on_main(self.loss_sum)
                 self.save(stop, self.context)
-        train_mse = self.context.sum_on_main(self.loss_sum).item() / (
-            len(self.data.train) * self.config.augment_repeats
-        )
-        data_parallel.broadcast_buffers(self.model, self.context)
-        self.seconds += time.monotonic() - began
+        images = len(self.data.train) * self.config.augment_repeats
+        train_mse = self.context.sum_on_main(self.loss_sum).item() / images
+        distributed.broadcast_buffers(self.model, self.context)
+        self.seconds += time.monotonic() - start
         val_mse = sum(self.evaluate(self.data.val)) / 2
-        # From here to the end nothing can interrupt: the epoch is finished as a whole or not at all.
+        # Nothing below can be interrupted: an epoch is finished as a whole or not at all.
         self.history["train_mse"].append(train_mse)
         self.history["val_mse"].append(val_mse)
         if not is_finite(train_mse, val_mse):
             self.diverged = number
         self.epoch, self.batch = number, 0
         self.loss_sum.zero_()
-        if self.board:
-            self.board.epochs(self.history)
+        self.callbacks.epoch_end(self.history)
 
     def training_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """What is left of this epoch: (L, ab) of each batch, or of this rank's share of it."""
-        return loader(self.data.train, data_parallel.shard_training_batches(self.batches, self.context))
+        """Returns (L, ab) of every batch that is left of this epoch, or this rank's part of each."""
+        return loader(self.data.train, distributed.shard_batches(self.batches, self.context, training=True))
 
     def step(self, lightness: Tensor, ab: Tensor) -> None:
-        """One step of Adam on the mean squared error of a batch. The loss stays on the device."""
+        """Takes one optimizer step on the mean squared error of a batch. Does not synchronize with the device."""
         _, scale = self.output_scale
-        half = self.config.precision == "bf16"
-        # Without the cache of cast weights, which a CUDA graph must not keep from one step to the next.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            output = self.network(lightness.contiguous(memory_format=self.memory_format))
-        # (truth + offset) / scale, in one pass over the pixels
+        bf16 = self.config.precision == "bf16"
+        # Without the cache of cast weights, which a CUDA graph must not reuse in the next step.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            output = self.parallel_model(lightness.contiguous(memory_format=self.memory_format))
+        # (target + offset) / scale in one pass over the pixels.
         target = torch.add(self.offset, self.target(ab), alpha=1 / scale)
         loss = F.mse_loss(output.float(), target)
-        images, weight = data_parallel.loss_weight(len(lightness), self.batches.size(self.batch), self.context)
+        images, weight = distributed.loss_weight(len(lightness), self.batches.size(self.batch), self.context)
         self.optimizer.zero_grad(set_to_none=True)
         (loss if weight == 1 else loss * weight).backward()
         self.optimizer.step()
         self.loss_sum += loss.detach() * (images * (scale / Constants.MSE_UNIT) ** 2)
 
-    def set_learning_rate(self, step: int) -> None:
-        """The learning rate of a step: constant, or half a cosine down to zero over all epochs; after the warm-up."""
-        config = self.config
-        rate = config.lr * min(1.0, (step + 1) / (config.warmup_steps + 1))
-        if config.schedule == "cosine":
-            rate *= (1 + math.cos(math.pi * step / (len(self.batches) * self.training_run.snapshot_epochs[-1]))) / 2
-        for group in self.optimizer.param_groups:
-            if torch.is_tensor(group["lr"]):
-                group["lr"].fill_(rate)  # in place: where a captured step looks for it
-            else:
-                group["lr"] = rate
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step, counted from the first one of the first epoch."""
+        return learning_rate(self.config, step, len(self.batches) * self.training_run.snapshot_epochs[-1])
 
     def measure_seconds_per_epoch(self) -> float:
-        """How long an epoch will take, from a few steps after a first one; the training run is at its beginning again."""
+        """Returns the expected time of an epoch, measured on three steps after a first one."""
         times = []
         for lightness, ab in itertools.islice(self.training_batches(), 4):
-            began = time.monotonic()
-            self.take_step(lightness.to(self.device), ab.to(self.device))
+            start = time.monotonic()
+            self.run_step(lightness.to(self.device), ab.to(self.device))
             self.loss_sum.item()  # waits for the device
-            times.append(time.monotonic() - began)
-        self.start()
+            times.append(time.monotonic() - start)
+        self.initialize()
         return min(times) * len(self.batches)
 
     # --- Evaluation --------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def predict(self, lightness: Tensor) -> Tensor:
-        """L (B,1,128,128) in 0..1 -> what the network says, in Lab units. In eval mode and float32."""
+        """L (B,1,128,128) in 0..1 -> the network's output in Lab units. In eval mode and float32."""
         self.model.eval()
         offset, scale = self.output_scale
         return self.model(lightness.to(self.device)) * scale - offset
 
     def predictions(self, images: LabDataset, context: DistributedContext) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(L, ab, `predict(L)`) of all the images in order, batch by batch, or of this rank's share of each batch.
+        """Yields (L, ab, `predict(L)`) of all images in order, batch by batch, or this rank's part of each batch.
 
-        Raises Interrupted, after saving, if a stop was asked for.
+        Raises Interrupted after saving if a stop is requested.
         """
         batches = EvaluationBatches(len(images), context.world_size)
-        for lightness, ab in loader(images, data_parallel.shard_evaluation_batches(batches, context)):
-            stop, _ = context.sync_stop(self.progress.stop_signal())
+        for lightness, ab in loader(images, distributed.shard_batches(batches, context, training=False)):
+            stop, _ = context.sync_stop(self.callbacks.stop_signal())
             if stop:
                 self.save(stop, context)
-            if len(lightness):  # the last images may be fewer than the ranks
+            if len(lightness):  # the last batch can have fewer images than there are ranks
                 yield lightness, ab, self.predict(lightness)
 
     def evaluate(self, images: LabDataset) -> tuple[float, float]:
-        """The mse of a and that of b over all the images: exact sums, whatever the batches and the ranks."""
-        loss_sum = torch.zeros(2, dtype=torch.float64, device=self.device)
+        """Returns the mse of a and that of b over all images. Does not depend on batch size or number of ranks."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for _, ab, predicted in self.predictions(images, self.context):
             error = predicted - self.target(ab.to(self.device))
-            loss_sum += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
-        a, b = (self.context.sum(loss_sum) / len(images) / Constants.MSE_UNIT**2).tolist()
+            total += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
+        a, b = (self.context.sum(total) / len(images) / Constants.MSE_UNIT**2).tolist()
         return a, b
 
     def baselines(self, images: LabDataset) -> dict[str, float]:
-        """The mse, on the same images, of predicting gray, and of predicting the training set's mean color."""
+        """Returns the mse on these images of predicting gray, and of predicting the training set's mean color."""
         mean = torch.from_numpy(images.statistics[:, :2]).mean(dim=0)
         guess = torch.tensor(self.data.mean_ab, dtype=torch.float64)
         square = self.second_moment(images)
@@ -249,11 +262,10 @@ class Trainer(ABC):
             "mean_color_mse": (square - 2 * guess * mean + guess**2).mean().item() / unit,
         }
 
-    # --- What is kept ------------------------------------------------------------------------------
+    # --- Checkpoints -------------------------------------------------------------------------------
 
     def finish(self, epoch: int) -> None:
-        """Scores the model as it is, and keeps it."""
-        run = self.training_run.run_name(epoch)
+        """Scores the model as it is, and writes its checkpoint."""
         metrics: dict[str, object] = {
             "status": "diverged" if self.diverged else "done",
             **self.baselines(self.data.test),
@@ -270,29 +282,25 @@ class Trainer(ABC):
                 "test_mse_b": b,
                 "rmse_lab": Constants.MSE_UNIT * math.sqrt((a + b) / 2),
             }
-        self.context.run_on_main(lambda: self.write(run, epoch, metrics))
+        self.context.run_on_main(lambda: self._write(epoch, metrics))
 
-    def write(self, run: str, epoch: int, metrics: dict[str, object]) -> None:
-        """Writes the pictures of a scored model and, last of all, its checkpoint. On rank 0 alone."""
+    def _write(self, epoch: int, metrics: dict[str, object]) -> None:
+        """Writes the pictures of a scored model and then its checkpoint. Called on the main process only."""
         if not self.diverged:
-            metrics |= self.test(run, metrics["test_mse"])
+            metrics |= self.test(self.training_run.run_name(epoch), metrics["test_mse"])
         metrics["seconds"] = self.seconds
-        metrics["checkpoint"] = str(self.output.checkpoint(self.training_run, epoch).relative_to(self.output.root))
-        model = self.model.state_dict()
-        content = checkpoint.describe(self.training_run, epoch, self.fingerprint, model, metrics, self.history)
-        loss_plot(self.plot(run, "loss.png"), content)
-        self.save(self.progress.stop_signal(), SINGLE_PROCESS)
-        self.store.save_model(content, epoch)
-        if self.board:
-            self.board.model(self.output.checkpoint(self.training_run, epoch))
-        self.progress.log(summary_line(self.training_run, run, metrics))
-
-    def plot(self, run: str, what: str) -> Path:
-        return self.output.plot(self.training_run.network, self.training_run.activation, run, what)
+        path = self.paths.checkpoint(self.training_run, epoch)
+        metrics["checkpoint"] = path.relative_to(self.paths.root).as_posix()
+        weights = self.model.state_dict()
+        model = checkpoint.describe(self.training_run, epoch, self.fingerprint, weights, metrics, self.history)
+        self.callbacks.model_scored(model)
+        self.save(self.callbacks.stop_signal(), SINGLE_PROCESS)
+        self.manager.save_model(model, epoch)
+        self.callbacks.model_saved(model)
 
     def save(self, stop: int, context: DistributedContext) -> None:
-        """Saves the whole state of the training run. Raises Interrupted if a stop was asked for by the signal `stop`."""
-        context.run_on_main(lambda: self.store.save_state(self._state()))
+        """Saves the state of the training run. Raises Interrupted if the signal `stop` asked to stop."""
+        context.run_on_main(lambda: self.manager.save_state(self._state()))
         self.saved_at = time.monotonic()
         if stop:
             raise Interrupted(stop)
@@ -310,34 +318,32 @@ class Trainer(ABC):
         }
 
     def resume(self) -> int:
-        """Goes on from what an earlier run saved, and returns how many of the snapshots it had finished."""
-        snapshot_epochs = self.training_run.snapshot_epochs
-        finished = self.context.run_on_main(self.store.finished)
-        if finished == len(snapshot_epochs):
-            self.progress.advance(snapshot_epochs[-1], "")
+        """Restores the newest usable state, and returns how many snapshots are finished."""
+        snapshots = self.training_run.snapshot_epochs
+        finished = self.context.run_on_main(self.manager.count_finished)
+        if finished == len(snapshots):
+            self.callbacks.advance(snapshots[-1], "")
             return finished
-        for state in self.context.run_on_main(lambda: list(self.store.states())):
+        for state in self.context.run_on_main(self.manager.load_states):
             try:
-                # Further than the next snapshot is too far: its model cannot be had from there any more.
-                if (state["diverged"] or state["epoch"] + (state["batch"] > 0)) <= snapshot_epochs[finished]:
+                # A state past the next snapshot is of no use: the model of that snapshot is lost.
+                if (state["diverged"] or state["epoch"] + (state["batch"] > 0)) <= snapshots[finished]:
                     self._restore(state)
-                    self.progress.advance(self.epoch + self.batch / len(self.batches), "")
+                    self.callbacks.advance(self.epoch + self.batch / len(self.batches), "")
                     break
-            except Exception:  # whatever a state of the right form can hold in its depths
-                self.progress.log(
-                    f"a saved state of {self.training_run.task} {self.training_run.name} is damaged: not used"
-                )
-                self.start()
+            except Exception:  # a state with the right keys can hold anything
+                self.callbacks.log(f"a saved state of {self.training_run} is damaged: not used")
+                self.initialize()
         return finished
 
     def _restore(self, state: dict) -> None:
-        """Puts the training run where `save` left it. Raises various errors if the state is not what `save` wrote."""
+        """Restores what `_state` returned. Raises various errors for a damaged state."""
         epoch, batch = state["epoch"], state["batch"]
         lengths = {name: len(state["history"][name]) for name in self.history}
         if epoch < 0 or not 0 <= batch <= len(self.batches) or set(lengths.values()) != {epoch}:
             raise ValueError(f"epoch {epoch}, batch {batch}, {lengths}")
         self.model.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, state["optimizer"]["state"], begun=bool(epoch or batch))
+        restore_optimizer(self.optimizer, state["optimizer"]["state"], self.config, stepped=bool(epoch or batch))
         self.epoch, self.batch = epoch, batch
         self.loss_sum.fill_(state["loss_sum"] if self.context.is_main_process else 0)
         self.history = {name: [float(value) for value in state["history"][name]] for name in self.history}

@@ -1,0 +1,50 @@
+"""Where everything below `--output` lies."""
+
+import contextlib
+from pathlib import Path
+
+from deepcolor.common.files import check_writable, try_lock
+from deepcolor.training.config import TrainingRun
+
+
+class RunPaths:
+    """The files and folders below `--output`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.plots = root / "Plots"
+        self.checkpoints = root / "checkpoints"
+        self.cache = root / ".cache"
+
+    def pictures(self, activation: str, kind: str, run: str) -> Path:
+        """The folder of a run's "gray" or "color" pictures."""
+        return self.root / f"outputs_{activation}" / kind / run
+
+    def plot(self, network: str, activation: str, run: str, what: str) -> Path:
+        """A file of one run below Plots/: `what` is "loss.png", "triplets.png" or "means.csv"."""
+        prefix = f"{activation}_" if activation else ""
+        return self.plots / network.capitalize() / f"{prefix}{run}_{what}"
+
+    def checkpoint(self, training_run: TrainingRun, epoch: int) -> Path:
+        """The model of one combination."""
+        return self.checkpoints / training_run.task / f"{training_run.run_name(epoch)}.pt"
+
+    def state(self, training_run: TrainingRun) -> Path:
+        """The model with its optimizer, from which a training run continues."""
+        return self.checkpoints / training_run.task / ".state" / f"{training_run.name}.pt"
+
+    def best(self, network: str) -> Path:
+        """The model with the lowest validation error of all combinations."""
+        return self.checkpoints / f"best_{network}.pt"
+
+    def claim(self, training_run: TrainingRun) -> contextlib.AbstractContextManager[bool]:
+        """Yields whether this process may train the run, which is whether no other process holds its lock.
+
+        The system releases the lock when its holder dies. Raises OSError.
+        """
+        return try_lock(self.state(training_run).with_suffix(".lock"))
+
+    def prepare(self) -> None:
+        """Creates the folders and checks that they can be written, before hours of training. Raises UserError."""
+        for folder in (self.plots, self.checkpoints, self.cache):
+            check_writable(folder, self.root)
