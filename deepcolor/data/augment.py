@@ -1,76 +1,86 @@
-"""Random resized crops and mirroring of whole batches, straight from the 16-bit Lab records.
+"""Random resized crops and horizontal flips of whole batches, computed directly from 16-bit Lab records.
 
-`records` are (N,3,128,128) int16, `rows` (B,) int64 says which of them, `boxes` (B,4) float32 are top, left, height and
-width in pixels of what is to fill the picture; a negative width mirrors. Where boxes are None, the picture is as it is.
+Arguments of the functions below:
+
+- records: (N,3,S,S) int16, the channels L, a and b of all images.
+- rows: (B,) int64, the index in `records` of each image of the batch.
+- boxes: (B,4) float32, the top, left, height and width of the crop of each image, or None to take whole images.
+
+Boxes are in pixels and need not be whole numbers. The top-left corner of the image is (0, 0), so that the box of the
+whole image is (0, 0, S, S). A negative width flips the crop horizontally; `left` is its left edge in both cases.
 """
 
 import torch
 from torch import Tensor
 
-_IMAGES_IN_CACHE = 4
+_CHUNK = 4  # images resized at a time on the CPU, so that intermediate results stay in the processor's cache
 
 
 def resized_crop(records: Tensor, rows: Tensor, boxes: Tensor | None, channels: int = 3) -> Tensor:
-    """Fills each picture of a batch with a box of its own, bilinearly: (B,channels,128,128) float32.
+    """Crops each image to its box and resizes the crop to S x S with bilinear interpolation.
 
-    Bilinear interpolation is separable: two lines of the image make a line, two of its columns a column. The
-    lines are gathered straight from the records (N,3,128,128) int16, so that nothing is read twice, and a
-    box per image costs no more than one for the whole batch. Without boxes, the pictures as they are.
+    Returns (B,channels,S,S) float32, the first channels in units of the records.
     """
     batch, side = len(rows), records.shape[-1]
     if boxes is None:
         return records[:, :channels].index_select(0, rows).float()
-    above, below, down, before, after, right = _grid(boxes, side)
-    planes = _planes(records, rows, range(channels))[:, :, None] * side
+    # Bilinear interpolation is separable: first between two lines of pixels, then between two columns. Lines are
+    # gathered directly from the records, so that only the pixels of the crops are read.
+    y0, y1, y_weight, x0, x1, x_weight = _sampling_grid(boxes, side)
+    first_lines = _planes(records, rows, range(channels))[:, :, None] * side
     lines = records.view(-1, side)
-    filled = torch.empty(batch, channels, side, side, device=rows.device)
-    # On the CPU a few images at a time: what lies between the steps then stays in the processor's cache.
-    at_once = batch if records.is_cuda else _IMAGES_IN_CACHE
-    for part in (slice(start, start + at_once) for start in range(0, batch, at_once)):
-        whole = filled[part].shape
+    crops = torch.empty(batch, channels, side, side, device=rows.device)
+    chunk = batch if records.is_cuda else _CHUNK
+    for part in (slice(start, start + chunk) for start in range(0, batch, chunk)):
+        shape = crops[part].shape
         upper, lower = (
-            lines.index_select(0, (planes[part] + y[part, None]).flatten()).float().view(whole) for y in (above, below)
+            lines.index_select(0, (first_lines[part] + y[part, None]).flatten()).float().view(shape) for y in (y0, y1)
         )
-        stretched = upper.lerp_(lower, down[part, None, :, None])
-        columns = (stretched.gather(3, x[part, None, None, :].expand(whole)) for x in (before, after))
-        torch.lerp(*columns, right[part, None, None, :], out=filled[part])
-    return filled
+        between_lines = upper.lerp_(lower, y_weight[part, None, :, None])
+        left, right = (between_lines.gather(3, x[part, None, None, :].expand(shape)) for x in (x0, x1))
+        torch.lerp(left, right, x_weight[part, None, None, :], out=crops[part])
+    return crops
 
 
 def crop_means(records: Tensor, rows: Tensor, boxes: Tensor | None) -> Tensor:
-    """The means of a and b over what `resized_crop` would make: (B,2,1,1) float32, in units of the records.
+    """Returns the means of a and b over the pixels of `resized_crop`, without computing them: (B,2,1,1) float32.
 
-    What is linear in the pixels is so on average: each line and each column counts as often as it was used.
+    Bilinear interpolation is linear in the pixels, so the mean is a weighted sum of the original pixels. The weight of
+    a pixel is the total weight of its line times the total weight of its column.
     """
     batch, side = len(rows), records.shape[-1]
     ab = records.view(-1, side, side).index_select(0, _planes(records, rows, range(1, 3)).flatten()).float()
     if boxes is None:
         return ab.mean(dim=(1, 2)).view(batch, 2, 1, 1)
-    above, below, down, before, after, right = _grid(boxes, side)
-    of_lines, of_columns = (
+    y0, y1, y_weight, x0, x1, x_weight = _sampling_grid(boxes, side)
+    line_weights, column_weights = (
         torch.zeros(batch, side, device=rows.device).scatter_add_(1, first, 1 - weight).scatter_add_(1, second, weight)
-        for first, second, weight in ((above, below, down), (before, after, right))
+        for first, second, weight in ((y0, y1, y_weight), (x0, x1, x_weight))
     )
-    # Products and sums, which are several times as fast here as the many small matrix products of an einsum.
-    line_means = (ab.view(batch, 2, side, side) * (of_columns / side).view(batch, 1, 1, side)).sum(dim=3)
-    return (line_means * (of_lines / side).view(batch, 1, side)).sum(dim=2).view(batch, 2, 1, 1)
+    # Several times faster than the small matrix products of an einsum.
+    line_means = (ab.view(batch, 2, side, side) * (column_weights / side).view(batch, 1, 1, side)).sum(dim=3)
+    return (line_means * (line_weights / side).view(batch, 1, side)).sum(dim=2).view(batch, 2, 1, 1)
 
 
 def _planes(records: Tensor, rows: Tensor, channels: range) -> Tensor:
-    """Where the channels of the images lie among all planes of the records: (B,len(channels)) int64."""
+    """Returns the indices of the channels of each image in `records.view(-1, S, S)`: (B,len(channels)) int64."""
     return rows[:, None] * records.shape[1] + torch.arange(channels.start, channels.stop, device=rows.device)
 
 
-def _grid(boxes: Tensor, side: int) -> tuple[Tensor, ...]:
-    """The two lines and the two columns that make a new pixel, and the weight of the second: six of (B,side)."""
+def _sampling_grid(boxes: Tensor, side: int) -> tuple[Tensor, ...]:
+    """Returns (y0, y1, y_weight, x0, x1, x_weight), each (B,S): see `_neighbors`."""
     top, left, height, width = boxes[:, :, None].unbind(1)
     steps = (torch.arange(side, device=boxes.device) + 0.5) / side
-    left = torch.where(width < 0, left - width, left)  # mirrored: from the right edge of the box
-    return *_neighbors(top + height * steps, side), *_neighbors(left + width * steps, side)
+    start = torch.where(width < 0, left - width, left)  # a flipped crop runs from its right edge to its left edge
+    return *_neighbors(top + height * steps, side), *_neighbors(start + width * steps, side)
 
 
-def _neighbors(edges: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For positions (B,side), measured from the image's edge: the pixels around, and the weight of the second."""
-    centers = (edges - 0.5).clamp(0, side - 1)
-    first = centers.long()
-    return first, (first + 1).clamp(max=side - 1), centers - first
+def _neighbors(positions: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the two pixels on either side of each position, and the weight of the second.
+
+    Positions are measured from the edge of the image, so that pixel i has its center at i + 0.5. Positions closer to
+    the edge than the center of the first or last pixel take the value of that pixel.
+    """
+    offsets = (positions - 0.5).clamp(0, side - 1)
+    first = offsets.long()
+    return first, (first + 1).clamp(max=side - 1), offsets - first

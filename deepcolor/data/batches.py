@@ -1,31 +1,36 @@
-"""Which images make a batch, and with which crops: decided for whole epochs, before anything is read."""
+"""Which images form a batch and how each is cropped, decided for a whole epoch before any image is read."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 import Constants
 from utils import seed_for
 
-if TYPE_CHECKING:
-    from deepcolor.data.dataset import LabDataset
-
 
 class BatchSpec(NamedTuple):
-    """One batch, decided but not yet read: which images, and the box of each that is to fill the picture."""
+    """Describes one batch: which images of a subset it has, and how to crop them."""
 
-    rows: Tensor  # (B,) int64
-    boxes: Tensor | None = None  # (B,4) float32, as `Crops.resized_crop` takes them
+    rows: Tensor  # (B,) int64, indices of the images in their subset
+    boxes: Tensor | None = None  # (B,4) float32, see deepcolor.data.augment; None: whole images
 
 
 class TrainingBatches(Sampler):
-    """The draws of one epoch: every image once per copy, in an order that depends on (seed, epoch) alone.
+    """Yields the batches of one epoch: every image `augment_repeats` times, shuffled, each with a random crop.
 
-    `set_epoch(epoch, start)` chooses the epoch, and the batch to begin with where one goes on within it.
+    The batches depend on the seed and the epoch alone. The last batch can be smaller.
+
+    Args:
+        images: number of images in the training set.
+        batch_size: images per batch.
+        augment_repeats: passes over the images per epoch.
+        seed: of the order and the crops.
+        crop_area: smallest area of a crop, as a fraction of the image.
     """
 
     def __init__(self, images: int, batch_size: int, augment_repeats: int, seed: int, crop_area: float) -> None:
@@ -34,70 +39,77 @@ class TrainingBatches(Sampler):
         self.augment_repeats = augment_repeats
         self.seed = seed
         self.crop_area = crop_area
-        self.device = torch.device("cpu")
+        self.device = torch.device("cpu")  # of the batches; random numbers are always drawn on the CPU
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Selects the epoch, and the batch to start with when an epoch is resumed."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return -(-self.images * self.augment_repeats // self.batch_size)
+        """Returns the number of batches in a whole epoch."""
+        return math.ceil(self.images * self.augment_repeats / self.batch_size)
 
     def size(self, number: int) -> int:
-        """How many images batch `number` has, counted from 0."""
+        """Returns the number of images in batch `number`, counted from 0."""
         return min(self.batch_size, self.images * self.augment_repeats - number * self.batch_size)
 
     def __iter__(self) -> Iterator[BatchSpec]:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", self.epoch))
         order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(self.augment_repeats)])
-        boxes = self._boxes(len(order), generator)
-        draws = (part.to(self.device).split(self.batch_size) for part in (order, boxes))
-        return map(BatchSpec, *(parts[self.start :] for parts in draws))
+        boxes = self._random_boxes(len(order), generator)
+        rows, boxes = (tensor.to(self.device).split(self.batch_size)[self.start :] for tensor in (order, boxes))
+        return map(BatchSpec, rows, boxes)
 
-    def _boxes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Boxes of random area and aspect, half of them mirrored: torchvision's RandomResizedCrop, for whole epochs."""
-        area, aspect, top, left, mirrored = torch.rand(5, count, generator=generator)
+    def _random_boxes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Returns (count,4) random boxes like those of torchvision's RandomResizedCrop, half of them flipped."""
+        area, aspect, top, left, flip = torch.rand(5, count, generator=generator)
         side = Constants.IMAGE_SIZE
         area = self.crop_area + (1 - self.crop_area) * area
-        aspect = Constants.CROP_ASPECT ** (2 * aspect - 1)  # width over height, uniform in its logarithm
+        aspect = Constants.CROP_ASPECT ** (2 * aspect - 1)  # width / height, with a uniform logarithm
         height = (side * (area / aspect).sqrt()).clamp(max=side)
         width = (side * (area * aspect).sqrt()).clamp(max=side)
         top, left = top * (side - height), left * (side - width)
-        return torch.stack([top, left, height, torch.where(mirrored < 0.5, -width, width)], dim=1)
+        return torch.stack([top, left, height, torch.where(flip < 0.5, -width, width)], dim=1)
 
 
 class EvaluationBatches(Sampler):
-    """Every image once, in order, unchanged, in batches of a fixed size for each of the ranks that share them."""
+    """Yields every image once, in order and without augmentation.
+
+    A batch has EVALUATION_BATCH images for each of `ranks` processes that evaluate together.
+    """
 
     def __init__(self, images: int, ranks: int = 1) -> None:
         self.images = images
         self.batch_size = Constants.EVALUATION_BATCH * ranks
 
     def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
+        return math.ceil(self.images / self.batch_size)
 
     def __iter__(self) -> Iterator[BatchSpec]:
         return (BatchSpec(rows) for rows in torch.arange(self.images).split(self.batch_size))
 
 
-def loader(images: "LabDataset", batches: Iterable[BatchSpec]) -> DataLoader:
-    """A DataLoader of (L (B,1,128,128), ab (B,2,128,128)); `__getitems__` has already made the batch."""
-    return DataLoader(images, batch_sampler=_PrefetchSampler(images, batches), collate_fn=_identity)
+def loader(dataset: Dataset, batches: Iterable[BatchSpec]) -> DataLoader:
+    """Returns a DataLoader of the tensors that `dataset.__getitems__` returns for each batch.
+
+    Before the dataset reads a batch, `dataset.prefetch` is called with the batch that follows.
+    """
+    # __getitems__ returns a whole batch, so there is nothing to collate.
+    return DataLoader(
+        dataset, batch_sampler=_PrefetchSampler(batches, dataset.prefetch), collate_fn=lambda batch: batch
+    )
 
 
 class _PrefetchSampler(Sampler):
-    """Batches, each of which is announced to the images while the one before it is in use."""
+    """Yields the batches, and calls `prefetch` with the next batch before it yields the current one."""
 
-    def __init__(self, images: "LabDataset", batches: Iterable[BatchSpec]) -> None:
-        self.images = images
+    def __init__(self, batches: Iterable[BatchSpec], prefetch: Callable[[BatchSpec], None]) -> None:
         self.batches = batches
+        self.prefetch = prefetch
 
     def __iter__(self) -> Iterator[BatchSpec]:
-        for draw, following in pairwise(chain(self.batches, [None])):
-            if following:
-                self.images.prefetch(following)
-            yield draw
-
-
-def _identity(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
+        for spec, following in pairwise(chain(self.batches, [None])):
+            if following is not None:
+                self.prefetch(following)
+            yield spec

@@ -1,4 +1,4 @@
-"""Finding photographs in a folder, and reading one, whatever its format, into plain sRGB."""
+"""Finds photographs in a folder and reads them, in any format, as sRGB."""
 
 import contextlib
 import io
@@ -15,25 +15,24 @@ from PIL import Image, ImageCms, ImageOps
 
 import Constants
 
-# Pillow's own limit is a warning at this size and an error at twice as much; ours, below, comes first
-# for everything but a JPEG, which is decoded at a fraction of its size.
+# Pillow warns at this size and raises at twice this size. It is above Constants.MAX_PIXELS, which `read_photo` checks,
+# because a larger JPEG can still be decoded at a fraction of its size.
 Image.MAX_IMAGE_PIXELS = 1 << 30
-# Damaged metadata is no news: a picture that cannot be read is named with its reason by whoever asked for it.
+# Pillow warns about damaged metadata. Only a picture that cannot be read is reported, by the caller.
 warnings.filterwarnings("ignore", module="PIL")
 
-
-_LARGE = threading.Lock()  # large pictures are decoded one at a time, however many threads read
+_large_image_lock = threading.Lock()  # large pictures are decoded one at a time to limit memory
 
 
 class Unreadable(Exception):
-    """A file that is no picture we can read. The message is the reason, in a few words."""
+    """Raised for a file that cannot be read as a picture. The message is the reason in a few words."""
 
 
 def find_photos(folder: Path, skip: Iterable[Path] = ()) -> Iterator[str]:
-    """The paths of the image files below `folder`, relative to it, in any order.
+    """Yields the paths of the image files below a folder, relative to it, in no particular order.
 
-    A file counts by its ending. Hidden files and folders, the folders in `skip`, and links to folders
-    are passed over.
+    Image files are recognized by their extension. Hidden files, hidden folders, links to folders and the folders in
+    `skip` are ignored.
     """
     skip = {os.path.realpath(path) for path in skip}
     for parent, folders, files in os.walk(folder):
@@ -46,31 +45,31 @@ def find_photos(folder: Path, skip: Iterable[Path] = ()) -> Iterator[str]:
 
 
 def read_file(path: Path, root: Path) -> bytes:
-    """The bytes of a regular file below `root`.
+    """Returns the content of a regular file below `root`.
 
-    Raises Unreadable for what is not one: a folder, pipe or device, a link that leads out of `root`,
-    no permission, empty, too large.
+    Raises Unreadable for anything else: a folder, pipe or device, a link that leads out of `root`, and a file that is
+    empty, too large or not permitted to read.
     """
     try:
         if not path.resolve().is_relative_to(root.resolve()):
             raise Unreadable("a link that leads out of the folder")
-        # Without O_NONBLOCK, a pipe would be waited for before one could ask what it is.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        # Without O_NONBLOCK, which Windows does not have, opening a pipe waits for a writer.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("not a regular file")
             if status.st_size > Constants.MAX_FILE_BYTES:
                 raise Unreadable(f"larger than {Constants.MAX_FILE_BYTES >> 20} MiB")
             content = file.read(Constants.MAX_FILE_BYTES)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise Unreadable(getattr(error, "strerror", None) or "a link that leads to itself") from error
+    except (OSError, RuntimeError) as error:  # resolve() raises RuntimeError for a link to itself
+        raise Unreadable(getattr(error, "strerror", None) or "a link to itself") from error
     if not content:
         raise Unreadable("empty")
     return content
 
 
 def decode_image(content: bytes) -> np.ndarray:
-    """An image file's bytes -> (128,128,3) uint8 sRGB: shorter side to 128, center crop.
+    """Returns an image file as (128,128,3) uint8 sRGB: the shorter side resized to 128, then cropped to the center.
 
     Raises Unreadable.
     """
@@ -80,59 +79,65 @@ def decode_image(content: bytes) -> np.ndarray:
 
 
 class Photo(NamedTuple):
-    """A photograph at its own size, upright and in sRGB."""
+    """An upright photograph in sRGB."""
 
-    color: Image.Image  # mode "RGB", or gray: "L", and "I;16" where there are more than 8 bits
-    alpha: Image.Image | None  # mode "L", where parts of it can be transparent
+    color: Image.Image  # mode "RGB"; gray pictures are "L", or "I;16" if they have more than 8 bits
+    alpha: Image.Image | None  # mode "L", or None if the picture is opaque
 
     def on_white(self) -> Image.Image:
-        """Mode "RGB": 16 bits are rounded to 8, what is transparent lies on white."""
+        """Returns the picture in mode "RGB" with 8 bits, on a white background."""
         opaque = (_to_8_bits(self.color) if self.color.mode == "I;16" else self.color).convert("RGB")
         if self.alpha is None:
             return opaque
-        upper = Image.merge("RGBA", (*opaque.split(), self.alpha))
-        return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+        rgba = Image.merge("RGBA", (*opaque.split(), self.alpha))
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def open_image(content: bytes) -> Image.Image:
-    """An image file's bytes -> what its header says, no pixel decoded yet. Raises Unreadable."""
-    with _decoding():
+    """Returns an image file as an Image whose header is read and whose pixels are not yet. Raises Unreadable."""
+    with _decoder_errors():
         return Image.open(io.BytesIO(content))
 
 
 def read_photo(image: Image.Image, at_least: int | None = None) -> Photo:
-    """Decodes what `open_image` opened, of an animation the first frame. The image is used up.
+    """Decodes an image from `open_image`. Of an animation, the first frame.
 
-    `at_least`: pixels of the shorter side that suffice; a JPEG is then decoded at a fraction of its size, and
-    large pictures one at a time. Raises Unreadable.
+    Args:
+        image: modified in place; not usable afterwards.
+        at_least: if given, the picture may be made smaller, as long as its shorter side keeps this many pixels. A JPEG
+            is then decoded at a fraction of its size. None: full size.
+
+    Raises:
+        Unreadable: the picture is damaged or has too many pixels.
     """
-    with _decoding():
+    with _decoder_errors():
         size = image.size
         if at_least:
             image.draft(None, (at_least, at_least))
-        if not image.info.get("progressive"):  # all of whose coefficients are kept, whatever the size it is wanted in
+        # A progressive JPEG needs memory for all coefficients, whatever size it is decoded at.
+        if not image.info.get("progressive"):
             size = image.size
         pixels = size[0] * size[1]
         if pixels > Constants.MAX_PIXELS:
             raise Unreadable(f"more than {Constants.MAX_PIXELS >> 20} megapixels: {size[0]} x {size[1]}")
-        with _LARGE if at_least and pixels > Constants.LARGE_PIXELS else contextlib.nullcontext():
+        with _large_image_lock if at_least and pixels > Constants.LARGE_PIXELS else contextlib.nullcontext():
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_srgb(_reduced(image, at_least) if at_least else image)
+            return _to_srgb(_shrink(image, at_least) if at_least else image)
 
 
-def _reduced(image: Image.Image, at_least: int) -> Image.Image:
-    """A large picture averaged down to what suffices, before anything else makes copies of it."""
+def _shrink(image: Image.Image, at_least: int) -> Image.Image:
+    """Averages blocks of pixels, so that later steps copy a smaller picture."""
     factor = min(image.size) // at_least
     if factor < 2 or image.mode in ("1", "P", "PA"):
         return image
-    if image.mode.startswith("I;"):  # which cannot be averaged as it is
-        return _deep(np.asarray(image.convert("I").reduce(factor)), image.info)
+    if image.mode.startswith("I;"):  # Pillow cannot average this mode
+        return _gray_16(np.asarray(image.convert("I").reduce(factor)), image.info)
     return image.reduce(factor)
 
 
 @contextlib.contextmanager
-def _decoding() -> Iterator[None]:
-    """Within, whatever goes wrong is Unreadable: a damaged file can make a decoder raise anything at all."""
+def _decoder_errors() -> Iterator[None]:
+    """Turns every exception into Unreadable, because decoders raise many kinds for damaged files."""
     try:
         yield
     except Unreadable:
@@ -150,29 +155,29 @@ def _reason(error: Exception) -> str:
 
 
 def _to_srgb(image: Image.Image) -> Photo:
-    """Any mode -> a Photo: the profile applied, the alpha taken apart, grays of more than 8 bits as 16."""
+    """Converts an image of any mode: applies the color profile and separates the alpha channel."""
     if image.mode.startswith("I") or image.mode == "F":
         return Photo(_apply_profile(_to_16_bits(image)), None)
     if image.mode == "LA":
         return _to_srgb(image.getchannel("L"))._replace(alpha=image.getchannel("A"))
     if "A" in image.getbands() or "transparency" in image.info:
-        upper = _apply_profile(_converted(image, "RGBA"))
-        return Photo(upper.convert("RGB"), upper.getchannel("A"))
+        rgba = _apply_profile(_convert(image, "RGBA"))
+        return Photo(rgba.convert("RGB"), rgba.getchannel("A"))
     if image.mode not in ("RGB", "CMYK", "L"):
-        image = _converted(image, "L" if image.mode == "1" else "RGB")
+        image = _convert(image, "L" if image.mode == "1" else "RGB")
     image = _apply_profile(image)
     return Photo(image if image.mode == "L" else image.convert("RGB"), None)
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """In another mode; it remembers its profile."""
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """Converts to another mode and keeps `info`, which holds the color profile."""
     converted = image.convert(mode)
     converted.info.update(image.info)
     return converted
 
 
 def _apply_profile(image: Image.Image) -> Image.Image:
-    """Converts from the color space that the file says it is in; sRGB is assumed where it says nothing."""
+    """Converts from the embedded color profile to sRGB. An image without a profile is taken for sRGB."""
     profile = image.info.pop("icc_profile", None)
     if not profile:
         return image
@@ -181,28 +186,31 @@ def _apply_profile(image: Image.Image) -> Image.Image:
         mode = image.mode if image.mode == "RGBA" else "RGB"
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # a broken profile, or one of another color space, says nothing about the colors
+        return image  # the profile is damaged or is not for this mode
 
 
 def _to_16_bits(image: Image.Image) -> Image.Image:
-    """Integer grays of 16 bits or more, and floats, -> "I;16". Floats are taken for 0..1 unless they exceed it."""
+    """Converts grays of 16 or 32 bits to mode "I;16".
+
+    The white level is the smallest usual one that no pixel exceeds: 255 or 65535, and for floats also 1.
+    """
     values = np.asarray(image)
     if image.mode in ("I", "F"):
         values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
         peak = values.max()
-        usual = (1, 255, 65535, peak) if image.mode == "F" else (255, 65535)
-        values /= next((top for top in usual if peak <= top), usual[-1])
+        levels = (1, 255, 65535, peak) if image.mode == "F" else (255, 65535)
+        values /= next((white for white in levels if peak <= white), levels[-1])
         values = np.rint(np.clip(values, 0, 1, out=values) * 65535)
-    return _deep(values, image.info)
+    return _gray_16(values, image.info)
 
 
-def _deep(values: np.ndarray, info: dict) -> Image.Image:
-    """(H,W) of 0..65535 -> "I;16", which remembers its profile."""
+def _gray_16(values: np.ndarray, info: dict) -> Image.Image:
+    """(H,W) in 0..65535 -> an image of mode "I;16" with this `info`."""
     image = Image.fromarray(np.ascontiguousarray(values, np.uint16))
     image.info.update(info)
     return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """ "I;16" -> "L"."""
+    """Mode "I;16" -> mode "L"."""
     return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The on-disk cache of decoded photographs: Lab records of fixed size that are decoded once and mapped into memory."""
+"""The on-disk cache of decoded photographs: Lab records of a fixed size, which are mapped into memory."""
 
 import hashlib
 import json
@@ -9,9 +9,8 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,187 +20,226 @@ from deepcolor.common.files import wait_for_lock, write_atomically
 from deepcolor.common.system import available_cores
 from deepcolor.data.image_io import Unreadable, decode_image, read_file
 
-FORMAT = 2  # raised whenever a record would come out differently
+FORMAT = 2  # increased when the same photograph gives a different record
 SHAPE = (3, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE)
 RECORD_BYTES = 2 * int(np.prod(SHAPE))
-_SAVE_SECONDS = 10  # an interrupted build loses at most this much work
-_AHEAD = 64  # photographs in flight: bounds the memory, keeps every core busy
+_SAVE_SECONDS = 10  # between two saves while decoding: at most this much work is lost
+_MAX_PENDING = 64  # decoded photographs waiting to be written, enough to keep every core busy
 
 
 def rgb_to_record(rgb: np.ndarray) -> np.ndarray:
-    """(128,128,3) uint8 sRGB -> (3,128,128) int16 Lab in steps of 1/256. Lab: scikit-image, D65, 2 degrees."""
+    """(128,128,3) uint8 sRGB -> (3,128,128) int16 Lab in steps of 1/256."""
     return np.rint(srgb_to_lab(rgb) * Constants.LAB_SCALE).astype(np.int16).transpose(2, 0, 1)
 
 
-def read_ahead(records: np.memmap, rows: Iterable[int]) -> None:
-    """Has the system fetch these records from the disk while we do something else. Where it cannot, does nothing."""
-    if hasattr(mmap, "MADV_WILLNEED"):
-        for row in rows:
-            records.base.madvise(mmap.MADV_WILLNEED, row * RECORD_BYTES, RECORD_BYTES)
+class RecordMap:
+    """All records of a cache, mapped into memory. Processes that map the same file share its pages.
 
+    `array` is (N,3,128,128) int16 and is read from disk as it is accessed. Pickling stores the path only.
+    """
 
-def _checksum(text: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(text)
+    def __init__(self, path: Path, count: int) -> None:
+        self.path = path
+        self.count = count
+        self.remap()
 
+    def __reduce__(self) -> tuple:
+        return RecordMap, (self.path, self.count)
 
-@dataclass(frozen=True)
-class Entry:
-    """What the cache knows of one file: its record, or why there is none."""
+    def remap(self) -> None:
+        """Maps the file again, so that pages read so far no longer count as memory of this process."""
+        # Copy-on-write, because PyTorch warns about read-only arrays. Nothing writes to it.
+        self.array = np.memmap(self.path, np.int16, mode="c", shape=(self.count, *SHAPE))
 
-    sha: str = ""
-    reason: str = ""
+    def prefetch(self, rows: Iterable[int]) -> None:
+        """Asks the system to read these records from disk in the background, if it can do that."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            for row in rows:
+                self.array.base.madvise(mmap.MADV_WILLNEED, row * RECORD_BYTES, RECORD_BYTES)
 
 
 class LabCache:
-    """Decoded photographs of one folder, below `home`.
+    """The decoded photographs of one folder.
 
-    `records.lab` holds the pixels, one record after the other; `index.txt` says which there are, after a line with
-    its own checksum, and is replaced only after the pixels it speaks of are on the disk. What lies behind the last
-    record that the index knows is the rest of an interrupted build, and is overwritten.
+    `records.lab` holds the records one after another. `index.txt` describes them as JSON after a line with the
+    checksum of that JSON, and is replaced only after the records it describes are on disk. Records behind the last
+    one in the index are left from an interrupted run and are overwritten.
+
+    Args:
+        home: folder of the caches of all image folders.
+        root: folder of the photographs.
+
+    Attributes:
+        damage: why the existing cache could not be used, or "".
     """
 
     def __init__(self, home: Path, root: Path) -> None:
         self.home = home / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
         self.root = root
-        self.records: dict[str, list] = {}  # sha -> [row, checksum, mean a, mean b, mean a squared, mean b squared]
-        self.files: dict[str, list] = {}  # path -> [size, modified, changed, sha, reason]
-        self.damage = ""  # what was wrong with the cache that lay there
+        self.damage = ""
+        # content hash -> [row, checksum, mean a, mean b, mean a squared, mean b squared]
+        self._records: dict[str, list] = {}
+        # path -> [size, time modified, time changed, content hash, reason if unreadable]
+        self._files: dict[str, list] = {}
+        self._records_path = self.home / "records.lab"
+        self._index_path = self.home / "index.txt"
 
-    def update(self, paths: Iterable[str], progress: Callable[[Iterable, int], Iterable]) -> dict[str, Entry]:
-        """Brings the cache up to date with the files, and returns what it knows of each, in the order given.
+    def update(
+        self, paths: Iterable[str], progress: Callable[[Iterable, int], Iterable]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Decodes the files that are new or have changed.
 
-        `progress(iterable, total)` wraps the work for display. Only what is new or has changed is decoded.
-        Raises OSError if the cache cannot be written.
+        Args:
+            paths: the files, relative to `root`.
+            progress: `progress(iterable, total)` returns an iterable over the same items that displays progress.
+
+        Returns:
+            path -> SHA-256 of the content for each readable file, and path -> reason for each unreadable file.
+
+        Raises:
+            OSError: the cache cannot be written.
         """
-        # One process builds at a time; the others wait, and then find the work done.
-        with wait_for_lock(self.home / "lock", f"another run is reading the images in {self.root}: waiting for it"):
+        message = f"another run is decoding the images in {self.root}: waiting for it"
+        with wait_for_lock(self.home / "lock", message):
             self._load()
-            found = {path: self._signature(path) for path in paths}
-            fresh = [path for path, signature in found.items() if self.files.get(path, [])[:3] != signature]
-            if fresh:
-                self._decode(fresh, progress)
-            return {path: Entry(*self.files[path][3:]) for path in found}
+            signatures = {path: self._signature(path) for path in paths}
+            changed = [path for path, found in signatures.items() if self._files.get(path, [])[:3] != found]
+            if changed:
+                self._decode_and_append(changed, progress)
+        known = {path: self._files[path][3:] for path in signatures}
+        hashes = {path: content_hash for path, (content_hash, _) in known.items() if content_hash}
+        return hashes, {path: reason for path, (content_hash, reason) in known.items() if not content_hash}
 
-    @property
-    def map(self) -> Callable[[], np.memmap]:
-        """Maps all records (N,3,128,128) int16 from the disk: read when touched, shared between processes."""
-        # Copy-on-write, so that PyTorch may take it for a tensor; nobody writes to it.
-        return partial(np.memmap, self._records_path, np.int16, mode="c", shape=(len(self.records), *SHAPE))
+    def map_records(self) -> RecordMap:
+        return RecordMap(self._records_path, len(self._records))
 
-    def row(self, sha: str) -> int:
-        return self.records[sha][0]
+    def row(self, content_hash: str) -> int:
+        """Returns the index of the record of the photograph with this content hash."""
+        return self._records[content_hash][0]
 
-    def statistics(self, sha: str) -> list[float]:
-        """Mean a, mean b, mean a squared, mean b squared, in Lab units."""
-        return self.records[sha][2:]
+    def statistics(self, content_hash: str) -> list[float]:
+        """Returns mean a, mean b, mean a squared and mean b squared of a record, in Lab units."""
+        return self._records[content_hash][2:]
 
-    @property
-    def _records_path(self) -> Path:
-        return self.home / "records.lab"
-
-    @property
-    def _index_path(self) -> Path:
-        return self.home / "index.txt"
+    # --- Index ---------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """Reads the index; whatever is wrong with it or with the records means to start from nothing."""
+        """Reads the index. Starts an empty cache if there is none or if the cache is damaged."""
+        self._records, self._files = {}, {}
         try:
-            checksum, _, text = self._index_path.read_bytes().partition(b"\n")
-            if checksum != _checksum(text):
-                raise ValueError("its index is damaged")
-            index = json.loads(text)
-            if index["format"] != FORMAT or index["shape"] != list(SHAPE):
-                raise ValueError("it is of another version")
-            self.records, self.files = index["records"], index["files"]
-            # Records that nobody has written to since need no second look, which takes seconds for a large set.
-            if self.records and index["stamp"] != self._stamp() and not self._intact():
-                raise ValueError("its records are damaged")
+            if self._index_path.exists():
+                self._records, self._files = self._read_index()
+                return
         except (OSError, ValueError) as error:
-            if self.records and isinstance(error, FileNotFoundError):
-                self.damage = "its records are missing"
-            elif not isinstance(error, FileNotFoundError):
-                self.damage = error.strerror if isinstance(error, OSError) else str(error)
-            self.records, self.files = {}, {}
-            # A new file, not the old one overwritten: another process may have that mapped.
-            self._records_path.unlink(missing_ok=True)
+            self.damage = getattr(error, "strerror", None) or str(error)
+        # Deleted instead of overwritten, because another process may have mapped it.
+        self._records_path.unlink(missing_ok=True)
 
-    def _save(self) -> None:
+    def _read_index(self) -> tuple[dict[str, list], dict[str, list]]:
+        """Returns the contents of the index. Raises ValueError if the index or the records are damaged."""
+        checksum, _, text = self._index_path.read_bytes().partition(b"\n")
+        if checksum != _checksum(text):
+            raise ValueError("its index is damaged")
+        index = json.loads(text)
+        if index["format"] != FORMAT or index["shape"] != list(SHAPE):
+            raise ValueError("it is of another version")
+        records = index["records"]
+        if records and not self._records_path.exists():
+            raise ValueError("its records are missing")
+        # Checking all records takes seconds for a large set, so it is done only after a write to the file.
+        if records and index["stamp"] != self._stamp() and not self._is_intact(records):
+            raise ValueError("its records are damaged")
+        return records, index["files"]
+
+    def _write_index(self) -> None:
         index = {
             "format": FORMAT,
             "shape": SHAPE,
             "stamp": self._stamp(),
-            "records": self.records,
-            "files": self.files,
+            "records": self._records,
+            "files": self._files,
         }
         text = json.dumps(index).encode()
         write_atomically(self._index_path, lambda path: path.write_bytes(_checksum(text) + b"\n" + text))
 
     def _stamp(self) -> list[int]:
-        """What changes whenever somebody writes to the records."""
+        """Returns numbers that change with every write to the records."""
         status = self._records_path.stat()
         return [status.st_size, status.st_mtime_ns]
 
-    def _intact(self) -> bool:
-        """Whether every record still has its checksum."""
-        with open(self._records_path, "rb") as file:
-            # In the order of their rows, in which the dictionary was filled.
-            return all(zlib.crc32(file.read(RECORD_BYTES)) == entry[1] for entry in self.records.values())
+    def _is_intact(self, records: dict[str, list]) -> bool:
+        """Returns whether every record has its checksum."""
+        with open(self._records_path, "rb") as file:  # the dictionary is in the order of the file
+            return all(zlib.crc32(file.read(RECORD_BYTES)) == checksum for _, checksum, *_ in records.values())
 
     def _signature(self, path: str) -> list[int]:
-        """What changes whenever the file does: size, time of the last write, time of the last change of any kind."""
+        """Returns numbers that change with the file: its size and the times of the last write and status change."""
         try:
             status = os.stat(self.root / path)
         except OSError:
             return [0, 0, 0]
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
-    def _decode(self, paths: list[str], progress: Callable[[Iterable, int], Iterable]) -> None:
-        """Decodes the files on all cores and appends what is new to the records."""
-        saved = time.monotonic()
-        # Not truncated: other processes may have the records mapped that are there already.
+    # --- Decoding ------------------------------------------------------------------------------------
+
+    def _decode_and_append(self, paths: list[str], progress: Callable[[Iterable, int], Iterable]) -> None:
+        """Decodes files and appends those with new content to the records."""
+        saved_at = time.monotonic()
+        # Opened without truncating, because other processes may have mapped the existing records.
         with open(os.open(self._records_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            file.seek(len(self.records) * RECORD_BYTES)
-            for path, signature, sha, record, reason in progress(self._read_ahead(paths), len(paths)):
-                if record is not None and sha not in self.records:
+            file.seek(len(self._records) * RECORD_BYTES)
+            for path, signature, content_hash, record, reason in progress(self._decode_all(paths), len(paths)):
+                if record is not None and content_hash not in self._records:
                     color = record[1:].reshape(2, -1) / Constants.LAB_SCALE
                     statistics = [*color.mean(axis=1).tolist(), *(color**2).mean(axis=1).tolist()]
                     file.write(record)
-                    self.records[sha] = [len(self.records), zlib.crc32(record), *statistics]
-                self.files[path] = [*signature, sha, reason]
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._commit(file)
-                    saved = time.monotonic()
-            self._commit(file)
+                    self._records[content_hash] = [len(self._records), zlib.crc32(record), *statistics]
+                self._files[path] = [*signature, content_hash, reason]
+                if time.monotonic() - saved_at > _SAVE_SECONDS:
+                    self._save(file)
+                    saved_at = time.monotonic()
+            self._save(file)
 
-    def _commit(self, file) -> None:
-        """The pixels first, then the index that speaks of them."""
-        file.flush()
-        os.fsync(file.fileno())
-        self._save()
+    def _save(self, records_file: BinaryIO) -> None:
+        """Writes the records to disk, and then the index that describes them."""
+        records_file.flush()
+        os.fsync(records_file.fileno())
+        self._write_index()
 
-    def _read_ahead(self, paths: list[str]) -> Iterator[tuple]:
-        """`_read` of every path, in order, a bounded number at a time. Decoders work outside Python's lock."""
+    def _decode_all(self, paths: list[str]) -> Iterator["_Decoded"]:
+        """Yields the decoded files in order. Decodes on all cores, because Pillow releases Python's global lock."""
         pool = ThreadPoolExecutor(available_cores())
-        waiting: deque = deque()
+        pending: deque = deque()
         try:
             for path in paths:
-                waiting.append(pool.submit(self._read, path))
-                if len(waiting) >= _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(self._decode, path))
+                if len(pending) >= _MAX_PENDING:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            # Whoever is told to stop cannot wait for a picture that takes minutes.
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # after a stop signal, do not wait for large pictures
 
-    def _read(self, path: str) -> tuple[str, list[int], str, np.ndarray | None, str]:
-        """(path, signature, hash of the content, record or None, reason if None) of one file."""
-        signature = self._signature(path)  # before reading: a file that changes meanwhile is read again next time
+    def _decode(self, path: str) -> "_Decoded":
+        # Taken before the file is read: if the file changes meanwhile, the next run decodes it again.
+        signature = self._signature(path)
         try:
             content = read_file(self.root / path, self.root)
-            sha = hashlib.sha256(content).hexdigest()
-            known = sha in self.records
+            content_hash = hashlib.sha256(content).hexdigest()
+            known = content_hash in self._records
             record = None if known else np.ascontiguousarray(rgb_to_record(decode_image(content)))
-            return path, signature, sha, record, ""
+            return _Decoded(path, signature, content_hash, record, "")
         except Unreadable as error:
-            return path, signature, "", None, str(error)
+            return _Decoded(path, signature, "", None, str(error))
+
+
+class _Decoded(NamedTuple):
+    path: str
+    signature: list[int]
+    content_hash: str  # SHA-256 of the content, or "" if the file is unreadable
+    record: np.ndarray | None  # None if the cache already has this content
+    reason: str  # why the file is unreadable
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
