@@ -1,8 +1,6 @@
-"""--tensorboard: loss curves, the sweep and the triplets, for who would rather look than read.
+"""TensorBoard logging: loss curves, hyperparameters, scores and triplets.
 
-    tensorboard --logdir Plots/tensorboard
-
-Imported only when asked for: TensorBoard takes longer to import than most of the rest.
+Show the logs with `tensorboard --logdir Plots/tensorboard`.
 """
 
 import shutil
@@ -11,52 +9,58 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
-from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.checkpoint import load_model
 from deepcolor.training.config import TrainingRun
+from deepcolor.training.paths import RunPaths
 from utils import format_value
 
 METRICS = ("val_mse", "test_mse", "psnr", "ssim", "delta_e", "chroma_ratio")
 
 
 class TensorBoardLogger:
-    """The log of one training run, written anew whenever a run comes to it, so that nothing is in it twice.
+    """Writes the log of one training run.
 
-    Curves epoch by epoch as they come; of each finished model its hyperparameters, figures, and a colorizer's triplets.
+    Replaces an earlier log of the training run. Since checkpoints hold the whole history, a resumed run logs every
+    epoch exactly once.
     """
 
-    def __init__(self, output: RunPaths, training_run: TrainingRun) -> None:
-        self.output = output
-        self.folder = output.plots / "tensorboard" / training_run.task / training_run.name
+    def __init__(self, paths: RunPaths, training_run: TrainingRun) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here, because it is optional and takes long to import
+
+        self.paths = paths
+        self.folder = paths.plots / "tensorboard" / training_run.task / training_run.name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.writer = SummaryWriter(str(self.folder))
-        self.written = 0
+        self.logged_epochs = 0
 
-    def epochs(self, history: Mapping[str, list[float]]) -> None:
-        """Adds the epochs of a history (mse in units of (ab + 128) / 255) that are not there yet."""
-        for number in range(self.written, len(history["val_mse"])):
+    def log_epochs(self, history: Mapping[str, list[float]]) -> None:
+        """Logs the losses of the epochs that are not logged yet. `history` is that of a checkpoint."""
+        epochs = len(history["val_mse"])
+        for index in range(self.logged_epochs, epochs):
             for name, values in history.items():
-                self.writer.add_scalar(f"loss/{name}", values[number], number + 1)
-        self.written = len(history["val_mse"])
+                self.writer.add_scalar(f"loss/{name}", values[index], index + 1)
+        self.logged_epochs = epochs
         self.writer.flush()
 
-    def model(self, path: Path) -> None:
-        """Adds a finished model. Raises UserError if there is none at `path`."""
-        content = checkpoint.load_model(path)
-        self.epochs(content["history"])
-        settings = {key: format_value(value) for key, value in content["hyperparameters"].items()}
-        settings |= {key: content["hyperparameters"][key] for key in ("lr", "epoch", "weight_decay")}
-        settings |= {"network": content["network"], "activation": content["activation"]}
-        figures = {name: content["metrics"][name] for name in METRICS if name in content["metrics"]}
-        # In a folder of its own, which TensorBoard's table of hyperparameters shows as a row.
-        self.writer.add_hparams(settings, figures, run_name=content["run"], global_step=content["epoch"])
-        triplets = self.output.plot(content["network"], content["activation"], content["run"], "triplets.png")
+    def log_model(self, path: Path) -> None:
+        """Logs the hyperparameters and scores of a finished model, and a Colorizer's triplets.
+
+        Raises UserError if there is no finished model at `path`.
+        """
+        model = load_model(path)
+        self.log_epochs(model["history"])
+        settings = {key: format_value(value) for key, value in model["hyperparameters"].items()}
+        settings |= {key: model["hyperparameters"][key] for key in ("lr", "epoch", "weight_decay")}
+        settings |= {"network": model["network"], "activation": model["activation"]}
+        scores = {name: model["metrics"][name] for name in METRICS if name in model["metrics"]}
+        # In its own folder, which TensorBoard shows as one row of its table of hyperparameters.
+        self.writer.add_hparams(settings, scores, run_name=model["run"], global_step=model["epoch"])
+        triplets = self.paths.plot(model["network"], model["activation"], model["run"], "triplets.png")
         if triplets.exists():
-            with Image.open(triplets) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            self.writer.add_image("triplets", pixels, content["epoch"], dataformats="HWC")
+            with Image.open(triplets) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            self.writer.add_image("triplets", pixels, model["epoch"], dataformats="HWC")
         self.writer.flush()
 
     def close(self) -> None:
