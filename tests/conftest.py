@@ -22,6 +22,17 @@ TEST_PHOTOS = {"cliff.png": (128, 128), "dune.png": (128, 200), "elm.bmp": (128,
 RUN_FLAGS = "--device cpu --feature-maps 3 --lr 0.003 --epoch 2 4 --weight-decay 0 1e-5 --seed 7".split()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also run the slow tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        slow = [item for item in items if "slow" in item.keywords]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/, val/ and test/. The test pictures need no resampling, only a crop."""

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ColorizerManager import ColorizerManager
 from deepcolor.data.dataset import LabDataModule, LabDataset
-from deepcolor.training.checkpoint import RunPaths
 from deepcolor.training.config import TrainConfig, TrainingRun
-from deepcolor.training.trainer import Trainer
+from deepcolor.training.paths import RunPaths
+from deepcolor.training.trainer import Callbacks, Trainer
 from Regressor_Manager import RegressorManager
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,20 +119,20 @@ def swapped_profile() -> bytes:
     return bytes(profile)
 
 
-class Silent:
-    """A progress that shows nothing, keeps what is said, and may ask for a stop after some epochs."""
+class SilentCallbacks(Callbacks):
+    """Shows nothing, keeps what is logged, and can ask for a stop after a number of epochs."""
 
     def __init__(self, stop_after: float | None = None, signal: int = 2) -> None:
         self.stop_after = stop_after
         self.signal = signal
         self.advances: list[float] = []
-        self.said: list[str] = []
+        self.logged: list[str] = []
 
     def advance(self, epochs: float, status: str) -> None:
         self.advances.append(epochs)
 
     def log(self, line: str) -> None:
-        self.said.append(line)
+        self.logged.append(line)
 
     def stop_signal(self) -> int:
         return self.signal if self.stop_after is not None and sum(self.advances) >= self.stop_after else 0
@@ -146,15 +146,14 @@ def manager(
     data: LabDataModule,
     output: Path,
     snapshot_epochs: Iterable[int] = (1,),
-    progress: Silent | None = None,
+    callbacks: Callbacks | None = None,
     kind: type[Trainer] | None = None,
-    **settings: object,
+    **config: object,
 ) -> Trainer:
-    """The manager of one training run on the CPU."""
-    training_run = TrainingRun(*task, TrainConfig(**settings), tuple(snapshot_epochs))
-    return (kind or MANAGERS[task[0]])(
-        training_run, data, RunPaths(output), torch.device("cpu"), progress or Silent(), restart=False
-    )
+    """Returns the manager of one training run on the CPU."""
+    training_run = TrainingRun(*task, TrainConfig(**config), tuple(snapshot_epochs))
+    kind = kind or MANAGERS[task[0]]
+    return kind(training_run, data, RunPaths(output), torch.device("cpu"), callbacks or SilentCallbacks())
 
 
 def train(
