@@ -19,18 +19,18 @@ def grid(base: Grid, flags: Mapping[str, list]) -> Grid:
 
     Args:
         base: the grid of a sweep without the study.
-        flags: the values given on the command line.
+        flags: hyperparameter -> the values given on the command line.
 
     Raises:
-        UserError: a flag gives several values of an axis, or the feature maps.
+        UserError: a flag gives several values of another hyperparameter than the seed, or any feature maps.
     """
-    axes = dict(zip(base.names, base))
-    if several := [name for name in axes if name in flags and len(axes[name]) > 1]:
-        raise UserError(f"--study-feature-maps compares networks at one {several[0]}: give it one value")
     if "feature_maps" in flags:
         raise UserError("--study-feature-maps chooses the feature maps itself: leave --feature-maps out")
-    seeds = axes.get("seed") or flags.get("seed") or Constants.STUDY_SEEDS
-    first = {name: values[:1] for name, values in axes.items() if name != "seed"}
+    if several := [name for name, values in flags.items() if name != "seed" and len(values) > 1]:
+        raise UserError(f"--study-feature-maps uses one {several[0]} for all networks: give it one value")
+    axes = dict(zip(base.names, base))
+    seeds = axes.pop("seed", None) or flags.get("seed") or Constants.STUDY_SEEDS
+    first = {name: values[:1] for name, values in axes.items()}
     return Grid({**first, "feature_maps": Constants.STUDY_FEATURE_MAPS, "seed": seeds})
 
 
