@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ColorizerManager import ColorizerManager
 from deepcolor.data.dataset import LabDataModule, LabDataset
+from deepcolor.training.callbacks import Callbacks
 from deepcolor.training.config import TrainConfig, TrainingRun
 from deepcolor.training.paths import RunPaths
-from deepcolor.training.trainer import Callbacks, Trainer
+from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,9 +9,9 @@ from tqdm import tqdm
 from deepcolor.common.signals import StopFlag
 from deepcolor.reporting.plots import loss_plot
 from deepcolor.reporting.tensorboard import TensorBoardLogger
+from deepcolor.training.callbacks import Callbacks
 from deepcolor.training.config import TrainingRun
 from deepcolor.training.paths import RunPaths
-from deepcolor.training.trainer import Callbacks
 from utils import format_seconds
 
 _SECONDS_BETWEEN_LINES = 30  # of a progress bar that is written to a file

@@ -18,11 +18,12 @@ from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting.progress import Display, RunReporter, SweepBar
 from deepcolor.sweep import slurm
 from deepcolor.sweep.workers import run_workers
+from deepcolor.training.callbacks import Callbacks
 from deepcolor.training.checkpoint_manager import CheckpointManager
 from deepcolor.training.config import TrainingRun
 from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
 from deepcolor.training.paths import RunPaths
-from deepcolor.training.trainer import Callbacks, Trainer
+from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
 from utils import UserError, Utils, format_seconds
 

@@ -154,7 +154,7 @@ def expand_grid(
 ) -> list[TrainingRun]:
     """Returns the training runs that pass through every combination of the grid, in a fixed order.
 
-    Combinations that differ only in `epoch` share one training run, unless the schedule depends on the number of epochs.
+    Combinations that differ only in `epoch` share one training run, unless the schedule depends on that number.
 
     Args:
         grid: the values of each swept hyperparameter, and of `epoch`.

@@ -3,7 +3,7 @@
 `optimize_for_cpu` makes a built network use them. They help in two cases:
 
 - Few channels and large images: the transposed convolution, which is also the gradient of a convolution with respect
-  to its input, is three times as fast when it is computed as an ordinary 2x2 convolution.
+  to its input, is two to four times as fast when it is computed as an ordinary 2x2 convolution.
 - Many channels and 2x2 images in bf16: oneDNN spends most of its time reordering the weights. A matrix product is
   twice as fast.
 
@@ -143,7 +143,7 @@ class _UpConvFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = _backward(grad, *ctx.saved_tensors, True, ctx.needs_input_grad[:2])
-        # oneDNN takes thirty times as long for the gradient of the bias.
+        # oneDNN takes more than ten times as long for the gradient of the bias.
         return *grads, grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
