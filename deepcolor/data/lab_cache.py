@@ -106,11 +106,17 @@ class LabCache:
             changed = [path for path, found in signatures.items() if self._files.get(path, [])[:3] != found]
             if changed:
                 self._decode_and_append(changed, progress)
-        known = {path: self._files[path][3:] for path in signatures}
-        hashes = {path: content_hash for path, (content_hash, _) in known.items() if content_hash}
-        return hashes, {path: reason for path, (content_hash, reason) in known.items() if not content_hash}
+        hashes, reasons = {}, {}
+        for path in signatures:
+            *_, content_hash, reason = self._files[path]
+            if content_hash:
+                hashes[path] = content_hash
+            else:
+                reasons[path] = reason
+        return hashes, reasons
 
     def map_records(self) -> RecordMap:
+        """Maps all records into memory. Valid after `update`."""
         return RecordMap(self._records_path, len(self._records))
 
     def row(self, content_hash: str) -> int:

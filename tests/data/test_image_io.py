@@ -1,201 +1,136 @@
-"""Pictures of every size, mode and orientation come out as people see them."""
+"""Pictures of every size, format, mode and orientation are read as people see them."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ORIENTATION, SIDE, as_the_camera_lay, lab_of, named, picture, swapped_profile, write
+from helpers import ORIENTATION, SIDE, as_the_camera_lay, picture, swapped_profile, write
 from PIL import Image
 
-from deepcolor.common.color import lab_to_srgb
-from deepcolor.data.dataset import LabDataModule
+from deepcolor.data.image_io import decode_image, find_photos
 
 
-def data_with(path: Path) -> LabDataModule:
-    """The data of a folder whose train/ holds this file, and two pictures beside it."""
-    for number, subset in enumerate(("val", "test")):
-        write(path.parent.parent / subset / f"{subset}.png", picture(90 + number, 16, 16))
-    write(path.parent / "other.png", picture(92, 16, 16))
-    return LabDataModule.load(path.parent.parent, path.parent.parent.parent / "output")
+def decode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> np.ndarray:
+    """Saves a picture, and returns what `decode_image` makes of the file, as (128,128,3) of type int."""
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, kind, **options)
+    return decode_image(file.getvalue()).astype(int)
 
 
-def seen(path: Path) -> np.ndarray:
-    """(128,128,3) uint8 sRGB: the picture as training is given it."""
-    data = data_with(path)
-    assert not data.left_out
-    subset, index = named(data)[path.stem]
-    return lab_to_srgb(lab_of(getattr(data, subset), index).transpose(2, 0, 1))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Where a test puts its picture, without the ending."""
-    (tmp_path / "images/train").mkdir(parents=True)
-    return tmp_path / "images/train/it"
-
-
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
-    image.save(path, **options)
-    return path
+# --- Size and orientation ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 301), (260, 128), (128, 128)])
-def test_the_middle_is_cut_out(file: Path, height: int, width: int) -> None:
+def test_the_center_is_cropped(height: int, width: int) -> None:
     rgb = picture(1, height, width)
     top, left = round((height - SIDE) / 2), round((width - SIDE) / 2)
-    found = seen(write(file.with_suffix(".png"), rgb)).astype(int)
-    # Where the middle lies between two pixels, either neighbor or something between them is right.
+    # If the center lies between two pixels, both neighbors and everything between them are right.
     tolerance = 0 if (height - SIDE) % 2 == (width - SIDE) % 2 == 0 else 12
-    assert np.abs(found - rgb[top : top + SIDE, left : left + SIDE]).max() <= tolerance
+    assert np.abs(decode(rgb) - rgb[top : top + SIDE, left : left + SIDE]).max() <= tolerance
 
 
-@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".bmp", ".tiff"])
-def test_the_shorter_side_is_reduced_to_128(file: Path, ending: str) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_the_shorter_side_is_reduced_to_128(kind: str) -> None:
     y, x = np.mgrid[:512, :768]
     rgb = np.stack([x / 4, y / 3, 255 - x / 5], axis=-1).round().astype(np.uint8)
-    options = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}.get(ending, {})
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     blocks = rgb[:, 128:640].reshape(SIDE, 4, SIDE, 4, 3).mean(axis=(1, 3))
-    difference = np.abs(seen(write(file.with_suffix(ending), rgb, **options)) - blocks)
+    difference = np.abs(decode(rgb, kind, **options) - blocks)
     assert difference.max() < 3
     assert difference.mean() < 0.8
 
 
-def test_a_small_picture_is_enlarged(file: Path) -> None:
+def test_a_small_picture_is_enlarged() -> None:
     y, x = np.mgrid[:20, :30]
-    rgb = np.stack([x * 8, y * 12, 200 - x * 5], axis=-1).astype(np.uint8)
-    found = seen(write(file.with_suffix(".png"), rgb)).astype(float)
-    at = (np.arange(SIDE) + 0.5) * 20 / SIDE - 0.5  # where each new pixel lies between the old ones
+    found = decode(np.stack([x * 8, y * 12, 200 - x * 5], axis=-1).astype(np.uint8))
+    position = (np.arange(SIDE) + 0.5) * 20 / SIDE - 0.5  # of each new pixel, in old pixels
     inner = slice(8, -8)
-    assert np.abs(found[inner, inner, 0] - (8 * (at + 5))[inner][None]).max() < 3
-    assert np.abs(found[inner, inner, 1] - (12 * at)[inner][:, None]).max() < 3
+    assert np.abs(found[inner, inner, 0] - (8 * (position + 5))[inner][None]).max() < 3
+    assert np.abs(found[inner, inner, 1] - (12 * position)[inner][:, None]).max() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_of_the_camera_is_honored(file: Path, orientation: int) -> None:
-    upright = picture(2, 128, 160)
-    stored = as_the_camera_lay(upright, orientation)
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """Also to a large JPEG, which is decoded at a fraction of its size."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    found = seen(write(file.with_suffix(".png"), stored, exif=exif))
-    assert np.array_equal(found, upright[:, 16:144])
+    upright = picture(2, 128, 160)
+    assert np.array_equal(decode(as_the_camera_lay(upright, orientation), exif=exif), upright[:, 16:144])
+    large = upright.repeat(8, axis=0).repeat(8, axis=1)
+    found = decode(as_the_camera_lay(large, orientation), "JPEG", quality=95, exif=exif)
+    assert np.abs(found - upright[:, 16:144]).mean() < 3
 
 
-def test_modes_without_transparency(file: Path) -> None:
-    rgb = Image.fromarray(picture(3))
-    gray = np.asarray(rgb.convert("L"))
-    palette = rgb.convert("P", palette=Image.Palette.ADAPTIVE)
-    ink = Image.fromarray(np.concatenate([255 - np.asarray(rgb), np.zeros((SIDE, SIDE, 1), np.uint8)], 2), "CMYK")
-    expected = {
-        "gray.png": (rgb.convert("L"), gray[..., None]),
-        "palette.png": (palette, np.asarray(palette.convert("RGB"))),
-        "palette.gif": (palette, np.asarray(palette.convert("RGB"))),
-        "bits.png": (Image.fromarray(gray > 128), np.where(gray > 128, 255, 0)[..., None]),
-        "ink.tif": (ink, np.asarray(rgb)),
-    }
-    for name, (image, pixels) in expected.items():
-        path = saved(image, file.with_name(name))
-        assert np.array_equal(seen(path), np.broadcast_to(pixels, (SIDE, SIDE, 3))), name
-        path.unlink()
+# --- Modes ---------------------------------------------------------------------------------------------
+
+RGB = Image.fromarray(picture(3))
+GRAY = np.asarray(RGB.convert("L"))
+PALETTE = RGB.convert("P", palette=Image.Palette.ADAPTIVE)
+INVERTED = np.concatenate([255 - np.asarray(RGB), np.zeros((SIDE, SIDE, 1), np.uint8)], axis=2)
+FRAMES = [Image.fromarray(picture(seed)) for seed in (9, 10)]
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "options", "expected"),
+    [
+        pytest.param(RGB.convert("L"), "PNG", {}, GRAY, id="gray"),
+        pytest.param(PALETTE, "PNG", {}, PALETTE.convert("RGB"), id="palette"),
+        pytest.param(PALETTE, "GIF", {}, PALETTE.convert("RGB"), id="gif"),
+        pytest.param(Image.fromarray(GRAY > 128), "PNG", {}, np.where(GRAY > 128, 255, 0), id="1 bit"),
+        pytest.param(Image.fromarray(INVERTED, "CMYK"), "TIFF", {}, RGB, id="cmyk"),
+        pytest.param(GRAY.astype(np.uint16) * 257, "PNG", {}, GRAY, id="16-bit png"),
+        pytest.param(GRAY.astype(np.uint16) * 257, "TIFF", {}, GRAY, id="16-bit tiff"),
+        pytest.param((GRAY / 255).astype(np.float32), "TIFF", {}, GRAY, id="floats from 0 to 1"),
+        pytest.param(RGB, "PNG", {"icc_profile": b"not a profile"}, RGB, id="damaged profile"),
+        pytest.param(FRAMES[0], "PNG", {"save_all": True, "append_images": FRAMES[1:]}, FRAMES[0], id="animation"),
+    ],
+)
+def test_opaque_pictures_keep_their_colors(
+    image: Image.Image | np.ndarray, kind: str, options: dict, expected: Image.Image | np.ndarray
+) -> None:
+    expected = np.asarray(expected)
+    expected = expected if expected.ndim == 3 else expected[..., None]
+    assert np.array_equal(decode(image, kind, **options), np.broadcast_to(expected, (SIDE, SIDE, 3)))
+
+
+def test_a_large_dark_16_bit_picture_stays_dark() -> None:
+    """Its values fit into 8 bits, which must not be mistaken for the full range after averaging."""
+    assert decode(np.full((700, 700), 200, np.uint16)).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_lies_on_white(file: Path, mode: str) -> None:
+def test_transparent_pictures_are_on_white(mode: str) -> None:
     color = picture(4)[..., : len(mode) - 1]
     alpha = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[:, None, None], (SIDE, SIDE, 1))
+    expected = color * (alpha / 255) + 255 * (1 - alpha / 255)
     image = Image.fromarray(np.concatenate([color, alpha], axis=2), mode)
-    share = alpha / 255
-    expected = color * share + 255 * (1 - share)
-    assert np.abs(seen(saved(image, file.with_suffix(".png"))) - expected).max() <= 1
+    assert np.abs(decode(image) - expected).max() <= 1
 
 
-def test_a_transparent_color_of_a_palette_is_white(file: Path) -> None:
+def test_a_transparent_palette_color_is_white() -> None:
     image = Image.fromarray(np.repeat([[0] * 64 + [1] * 64], SIDE, axis=0).astype(np.uint8), "P")
     image.putpalette([10, 20, 30, 200, 100, 50])
-    found = seen(saved(image, file.with_suffix(".png"), transparency=0))
+    found = decode(image, transparency=0)
     assert (found[:, :64] == 255).all()
     assert (found[:, 64:] == (200, 100, 50)).all()
 
 
-@pytest.mark.parametrize("ending", [".png", ".tif"])
-def test_16_bits_are_scaled_and_not_cut_off(file: Path, ending: str) -> None:
-    gray = picture(5)[..., 0]
-    path = saved(Image.fromarray(gray.astype(np.uint16) * 257), file.with_suffix(ending))
-    assert np.array_equal(seen(path), np.repeat(gray[..., None], 3, axis=2))
-
-
-def test_a_large_picture_of_16_dark_bits_stays_dark(file: Path) -> None:
-    """As dark as that, it could be taken for one of 8 bits once it is averaged down."""
-    path = saved(Image.fromarray(np.full((700, 700), 200, np.uint16)), file.with_suffix(".png"))
-    assert seen(path).max() <= 1
-
-
-def test_floats_from_0_to_1_are_scaled(file: Path) -> None:
-    gray = picture(6)[..., 1]
-    path = saved(Image.fromarray((gray / 255).astype(np.float32)), file.with_suffix(".tif"))
-    assert np.array_equal(seen(path), np.repeat(gray[..., None], 3, axis=2))
-
-
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_the_color_profile_is_applied(file: Path, mode: str) -> None:
-    rgb = picture(7)
-    path = saved(Image.fromarray(rgb).convert(mode), file.with_suffix(".png"), icc_profile=swapped_profile())
-    difference = np.abs(seen(path).astype(int) - rgb[..., ::-1])
-    assert difference.max() <= 3
+def test_the_color_profile_is_applied(mode: str) -> None:
+    found = decode(RGB.convert(mode), icc_profile=swapped_profile())
+    assert np.abs(found - np.asarray(RGB)[..., ::-1]).max() <= 3
 
 
-def test_a_broken_profile_is_passed_over(file: Path) -> None:
-    rgb = picture(8)
-    path = saved(Image.fromarray(rgb), file.with_suffix(".png"), icc_profile=b"no profile at all")
-    assert np.array_equal(seen(path), rgb)
+# --- Finding -------------------------------------------------------------------------------------------
 
 
-def test_of_an_animation_the_first_frame_counts(file: Path) -> None:
-    frames = [Image.fromarray(picture(seed)) for seed in (9, 10)]
-    path = saved(frames[0], file.with_suffix(".png"), save_all=True, append_images=frames[1:])
-    assert np.array_equal(seen(path), picture(9))
-
-
-def test_endings_count_in_capitals_too_and_hidden_files_do_not(file: Path) -> None:
-    write(file.parent / "LOUD.PNG", picture(11))
-    write(file.parent / ".hidden.png", picture(12))
-    write(file.parent / ".thumbnails/tiny.png", picture(13))
-    (file.parent / "notes.txt").write_text("no picture")
-    data = data_with(file)
-    assert sorted(data.train.names) == ["LOUD", "other"]
-    assert not data.left_out
-
-
-def unreadable_files(folder: Path) -> dict[str, str]:
-    """Puts what only looks like a picture into a folder, and returns a word of the reason for each."""
-    whole = io.BytesIO()
-    Image.fromarray(picture(14)).save(whole, "PNG")
-    (folder / "cut.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    (folder / "text.jpg").write_text("I am not a picture")
-    (folder / "empty.bmp").touch()
-    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
-    (folder / "loop.png").symlink_to(folder / "loop.png")
-    write(folder.parent.parent / "outside.png", picture(15))
-    (folder / "escaping.png").symlink_to(folder.parent.parent / "outside.png")
-    os.mkfifo(folder / "pipe.png")
-    return {
-        "cut.png": "",
-        "text.jpg": "not an image",
-        "empty.bmp": "empty",
-        "dangling.png": "",
-        "loop.png": "",
-        "escaping.png": "out of the folder",
-        "pipe.png": "not a regular file",
-    }
-
-
-def test_what_cannot_be_read_is_named_with_its_reason_and_left_out(file: Path) -> None:
-    reasons = unreadable_files(file.parent)
-    (file.parent / "inner.png").symlink_to(write(file.parent.parent / "train/real.png", picture(16)))
-    data = data_with(file)
-    assert sorted(data.train.names) == ["inner", "other", "real"]
-    assert set(data.left_out) == {f"train/{name}" for name in reasons}
-    for name, word in reasons.items():
-        assert data.left_out[f"train/{name}"]
-        assert word in data.left_out[f"train/{name}"]
+def test_find_photos(tmp_path: Path) -> None:
+    for path in ("LOUD.PNG", "sub.jpg/deep/a.tiff", ".hidden.png", ".thumbnails/b.png", "made/here/c.png"):
+        write(tmp_path / "images" / path, picture(11, 8, 8))
+    (tmp_path / "images/notes.txt").write_text("not a picture")
+    write(tmp_path / "elsewhere/d.png", picture(12, 8, 8))
+    (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images", target_is_directory=True)
+    found = find_photos(tmp_path / "images", skip=[tmp_path / "images/sub.jpg/../made"])
+    assert sorted(found) == ["LOUD.PNG", "sub.jpg/deep/a.tiff"]

@@ -1,11 +1,12 @@
-"""Decoding happens once, survives to the next run, and never gives old pixels for a new picture."""
+"""Photographs are decoded once, and the cache never gives the pixels of another or an older photograph."""
 
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import oracles
 import pytest
 import torch
@@ -14,9 +15,9 @@ from PIL import Image
 
 import Constants
 import main
-from deepcolor.data.batches import TrainingBatches, loader
+from deepcolor.data.batches import BatchSpec, TrainingBatches, loader
 from deepcolor.data.dataset import LabDataModule
-from deepcolor.data.lab_cache import read_ahead
+from deepcolor.data.lab_cache import RecordMap
 
 
 @pytest.fixture
@@ -28,20 +29,20 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Grows by one for every picture that is opened."""
+    """Gets an item for every picture that is opened."""
     opened: list[object] = []
     original = Image.open
 
-    def counted(*arguments: object, **options: object) -> Image.Image:
-        opened.append(arguments)
-        return original(*arguments, **options)
+    def counted(*args: object, **kwargs: object) -> Image.Image:
+        opened.append(args)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(Image, "open", counted)
     return opened
 
 
 def pixels(data: LabDataModule) -> dict[str, tuple[str, bytes]]:
-    """Name -> its subset and the Lab that training is given."""
+    """Returns name -> (subset, Lab pixels)."""
     return {name: (s, lab_of(getattr(data, s), index).tobytes()) for name, (s, index) in named(data).items()}
 
 
@@ -50,91 +51,105 @@ def lightness(data: LabDataModule, name: str) -> float:
     return float(lab_of(getattr(data, subset), index)[..., 0].mean())
 
 
-def test_the_second_run_decodes_nothing_and_sees_the_same(images: Path, tmp_path: Path, decoded: list[object]) -> None:
+# --- What is decoded -----------------------------------------------------------------------------------
+
+
+def test_only_new_files_are_decoded(images: Path, tmp_path: Path, decoded: list[object]) -> None:
+    source = files_below(images)
     first = LabDataModule.load(images, tmp_path)
     assert len(decoded) == 12
-    decoded.clear()
     second = LabDataModule.load(images, tmp_path)
-    assert decoded == []
+    assert len(decoded) == 12
     assert pixels(second) == pixels(first)
     assert second.fingerprint == first.fingerprint
-
-
-def test_an_epoch_decodes_nothing(images: Path, tmp_path: Path, decoded: list[object]) -> None:
-    command = "--network regressor --lr 0.001 --weight-decay 0 --device cpu".split()
-    places = ["--images", str(images), "--output", str(tmp_path)]
-    assert main.main([*command, *places, "--epoch", "3", "--copies", "2"]) == 0
-    assert len(decoded) == 12
-
-
-def test_only_what_is_new_is_decoded(images: Path, tmp_path: Path, decoded: list[object]) -> None:
-    before = pixels(LabDataModule.load(images, tmp_path))
-    decoded.clear()
+    assert files_below(images) == source
     write(images / "new.bmp", picture(50))
     (images / "p3.bmp").unlink()
-    after = pixels(LabDataModule.load(images, tmp_path))
-    assert len(decoded) == 1
-    assert set(after) == {*before, "new"} - {"p3"}
-    assert all(after[name][1] == before[name][1] for name in before if name != "p3")
+    third = pixels(LabDataModule.load(images, tmp_path))
+    assert len(decoded) == 13
+    assert set(third) == {*pixels(first), "new"} - {"p3"}
+    assert all(third[name][1] == content for name, (_, content) in pixels(first).items() if name != "p3")
 
 
-def test_a_changed_picture_is_noticed_although_size_and_time_are_the_same(images: Path, tmp_path: Path) -> None:
+def test_a_run_decodes_every_image_once_and_ignores_pictures_that_it_wrote(
+    images: Path, decoded: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    flags = "--network colorizer --activation sigmoid --lr 0.001 --weight-decay 0 --epoch 2 --copies 2 --device cpu"
+    assert main.main(["--images", ".", "--output", ".", *flags.split()]) == 0
+    assert len(decoded) == 12
+    assert list((images / "outputs_sigmoid").rglob("*.png"))
+    assert list((images / "Plots").rglob("*.png"))
+    for spelling in (".", str(images), "../images"):
+        data = LabDataModule.load(Path(spelling), Path("."))
+        assert sum(len(getattr(data, subset)) for subset in SUBSETS) == 12
+
+
+def test_a_changed_file_of_the_same_size_and_time_is_noticed(images: Path, tmp_path: Path) -> None:
     before = LabDataModule.load(images, tmp_path)
     status = (images / "p5.bmp").stat()
     write(images / "p5.bmp", flat((200, 30, 90)))
     os.utime(images / "p5.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (images / "p5.bmp").stat().st_size == status.st_size
-    after = LabDataModule.load(images, tmp_path)
-    assert lightness(after, "p5") == pytest.approx(oracles.lab(np.array([200, 30, 90]))[0], abs=0.01)
-    assert after.fingerprint != before.fingerprint
-
-
-def test_pictures_that_change_places_are_noticed(images: Path, tmp_path: Path) -> None:
-    before = LabDataModule.load(images, tmp_path)
     (images / "p1.bmp").rename(images / "aside.bmp")
     (images / "p2.bmp").rename(images / "p1.bmp")
     (images / "aside.bmp").rename(images / "p2.bmp")
     after = LabDataModule.load(images, tmp_path)
+    assert lightness(after, "p5") == pytest.approx(oracles.lab(flat((200, 30, 90)))[0, 0, 0], abs=0.01)
+    assert after.fingerprint != before.fingerprint
     assert pixels(after)["p1"] == pixels(before)["p2"]
     assert pixels(after)["p2"] == pixels(before)["p1"]
 
 
-def test_a_picture_that_was_mended_is_no_longer_left_out(images: Path, tmp_path: Path) -> None:
-    whole = (images / "p4.bmp").read_bytes()
-    (images / "p4.bmp").write_bytes(whole[:100])
+def test_a_repaired_file_is_no_longer_left_out(images: Path, tmp_path: Path) -> None:
+    content = (images / "p4.bmp").read_bytes()
+    (images / "p4.bmp").write_bytes(content[:100])
     assert list(LabDataModule.load(images, tmp_path).left_out) == ["p4.bmp"]
-    (images / "p4.bmp").write_bytes(whole)
+    (images / "p4.bmp").write_bytes(content)
     data = LabDataModule.load(images, tmp_path)
     assert not data.left_out
     assert "p4" in named(data)
 
 
-def cut(path: Path) -> None:
+def test_two_folders_can_share_an_output_folder(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "others")
+    write(tmp_path / "others/p0.bmp", flat((9, 9, 9)))
+    first = pixels(LabDataModule.load(images, tmp_path))
+    assert lightness(LabDataModule.load(tmp_path / "others", tmp_path), "p0") < 4
+    assert pixels(LabDataModule.load(images, tmp_path)) == first
+
+
+# --- Damage --------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def empty(path: Path) -> None:
+def clear(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
-def test_a_damaged_cache_is_made_anew(images: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    whole = pixels(LabDataModule.load(images, tmp_path))
-    for path in [path for path in (tmp_path / ".cache").rglob("*") if path.is_file() and path.stat().st_size]:
-        damage(path)
-        assert pixels(LabDataModule.load(images, tmp_path)) == whole
-
-
-def test_a_pixel_that_the_disk_spoiled_is_decoded_again(images: Path, tmp_path: Path) -> None:
-    whole = pixels(LabDataModule.load(images, tmp_path))
-    records = max((path for path in (tmp_path / ".cache").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(records.read_bytes())
+def flip_bits(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x55
-    records.write_bytes(content)
-    assert pixels(LabDataModule.load(images, tmp_path)) == whole
+    path.write_bytes(content)
 
 
-def test_an_interrupted_decoding_is_completed(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [truncate, clear, flip_bits, Path.unlink])
+@pytest.mark.parametrize("name", ["records.lab", "index.txt"])
+def test_a_damaged_cache_is_rebuilt(images: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    expected = pixels(LabDataModule.load(images, tmp_path))
+    (path,) = (tmp_path / ".cache").rglob(name)
+    damage(path)
+    data = LabDataModule.load(images, tmp_path)
+    assert pixels(data) == expected
+    # Without an index there is no cache yet.
+    assert bool(data.cache_damage) == ((name, damage) != ("index.txt", Path.unlink))
+    assert not LabDataModule.load(images, tmp_path).cache_damage
+
+
+def test_an_interrupted_build_is_completed(images: Path, tmp_path: Path) -> None:
     def interrupted(work: Iterable, total: int) -> Iterator:
         assert total == 12
         for number, item in enumerate(work):
@@ -147,51 +162,43 @@ def test_an_interrupted_decoding_is_completed(images: Path, tmp_path: Path) -> N
     assert pixels(LabDataModule.load(images, tmp_path)) == pixels(LabDataModule.load(images, tmp_path / "elsewhere"))
 
 
-def test_two_folders_share_an_output_without_mixing(images: Path, tmp_path: Path) -> None:
-    shutil.copytree(images, tmp_path / "others")
-    write(tmp_path / "others/p0.bmp", flat((9, 9, 9)))
-    first = pixels(LabDataModule.load(images, tmp_path))
-    assert lightness(LabDataModule.load(tmp_path / "others", tmp_path), "p0") < 4
-    assert pixels(LabDataModule.load(images, tmp_path)) == first
+# --- Memory --------------------------------------------------------------------------------------------
 
 
-def test_the_source_is_only_read(images: Path, tmp_path: Path) -> None:
-    before = files_below(images)
-    LabDataModule.load(images, tmp_path)
-    assert files_below(images) == before
+def mapped_bytes(folder: Path) -> int:
+    """Returns the memory of this process that mapped files below a folder take."""
+    pattern = re.escape(str(folder)) + r"/.*\n(?:.*\n)*?Rss: *(\d+) kB"
+    found = re.findall(pattern, Path("/proc/self/smaps").read_text())
+    return sum(map(int, found)) << 10
 
 
-@pytest.mark.parametrize("spelling", [".", "absolute", "../images"])
-def test_pictures_that_a_run_wrote_are_not_learned_from(
-    images: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+def test_a_large_set_is_prefetched_and_leaves_memory_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(images)
-    folder = str(images) if spelling == "absolute" else spelling
-    command = "--output . --activation sigmoid --lr 0.001 --weight-decay 0 --epoch 1 --device cpu".split()
-    assert main.main(["--images", folder, *command]) == 0
-    assert list((images / "outputs_sigmoid").rglob("*.png"))
-    data = LabDataModule.load(Path(folder), Path("."))
-    assert sum(len(getattr(data, subset)) for subset in SUBSETS) == 12
-
-
-def test_a_set_too_large_for_memory_is_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same batches; each but the first is asked for beforehand, and pages are given back on the way."""
     data = LabDataModule.load(images, tmp_path).train
     batches = TrainingBatches(len(data), 2, augment_repeats=2, seed=0, crop_area=0.5)
-    in_memory = [[part.clone() for part in batch] for batch in loader(data, batches)]
-    asked: list[list[int]] = []
-    maps = {id(data.mapped): data.mapped}
+    expected = list(loader(data, batches))
+    assert mapped_bytes(tmp_path) > 0
+    prefetched: list[list[int]] = []
+    original = RecordMap.prefetch
 
-    def ask(records: np.memmap, rows: list[int]) -> None:
-        maps[id(records)] = records
-        asked.append(rows)
-        original(records, rows)
+    def prefetch(self: RecordMap, rows: list[int]) -> None:
+        prefetched.append(rows)
+        original(self, rows)
 
-    original = read_ahead
-    monkeypatch.setattr("LabDataModule.read_ahead", ask)
-    monkeypatch.setattr(Constants, "MAPPED_IMAGES", len(data) - 1)
-    streamed = list(loader(data, batches))
-    for batch, expected in zip(streamed, in_memory, strict=True):
-        assert all(map(torch.equal, batch, expected))
-    assert asked == [data.rows[draw.rows].tolist() for draw in batches][1:]
-    assert len(maps) > 1
+    monkeypatch.setattr(RecordMap, "prefetch", prefetch)
+    monkeypatch.setattr(Constants, "MAPPED_IMAGES", 1)
+    for batch, same in zip(loader(data, batches), expected, strict=True):
+        assert all(map(torch.equal, batch, same))
+        assert mapped_bytes(tmp_path) == 0
+    assert prefetched == [data.rows[spec.rows].tolist() for spec in batches][1:]
+
+
+def test_a_pickled_dataset_does_not_contain_the_pixels(images: Path, tmp_path: Path) -> None:
+    data = LabDataModule.load(images, tmp_path)
+    content = pickle.dumps(data)
+    assert len(content) < 10_000
+    assert pixels(pickle.loads(content)) == pixels(data)
+    everything = BatchSpec(torch.arange(len(data.train)))
+    means = pickle.loads(pickle.dumps(data.with_mean_ab())).train.__getitems__(everything)
+    assert all(map(torch.equal, means, data.train.with_mean_ab().__getitems__(everything)))

@@ -1,4 +1,4 @@
-"""The built-in photographs: complete, apart from each other, and never in the way of one's own."""
+"""The built-in photographs: complete, without overlap between subsets, and never mixed with the user's own."""
 
 import os
 from itertools import combinations
@@ -12,67 +12,58 @@ from PIL import Image
 
 import main
 from deepcolor.data import sample_photos
-from deepcolor.data.dataset import LabDataModule
-
-FOLDER = Path(skimage.__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("builtin") / "data"
+    folder = tmp_path_factory.mktemp("built_in") / "data"
     assert sample_photos.fill(folder) == len(list(folder.rglob("*.png")))
     return folder
 
 
-@pytest.fixture(scope="module")
-def tiles(filled: Path) -> dict[tuple[str, str], np.ndarray]:
-    """(subset, name) -> the pixels of each tile."""
-    return {(p.parent.name, p.name): np.asarray(Image.open(p).convert("RGB")) for p in sorted(filled.rglob("*.png"))}
+def read(path: Path) -> np.ndarray:
+    """Returns a picture as (H,W) integers, one number per color."""
+    return np.asarray(Image.open(path).convert("RGB")).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
-def packed(rgb: np.ndarray) -> np.ndarray:
-    """(H,W,3) uint8 -> (H,W): one number for each color."""
-    return rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-
-
-def places(tile: np.ndarray, source: np.ndarray) -> list[tuple[int, int]]:
-    """The corners (y, x) at which a tile lies in a photograph, pixel by pixel the same; both packed."""
-    if min(source.shape[0] - SIDE, source.shape[1] - SIDE) < 0:
+def find(tile: np.ndarray, photograph: np.ndarray) -> list[tuple[int, int]]:
+    """Returns every place (y, x) at which the photograph contains exactly the tile."""
+    height, width = photograph.shape[0] - SIDE + 1, photograph.shape[1] - SIDE + 1
+    if min(height, width) <= 0:
         return []
-    found = np.ones((source.shape[0] - SIDE + 1, source.shape[1] - SIDE + 1), bool)
-    for y, x in [(0, 0), (127, 127), (0, 127), (127, 0), (64, 64), (31, 97)]:
-        found &= source[y : y + found.shape[0], x : x + found.shape[1]] == tile[y, x]
-    return [(y, x) for y, x in np.argwhere(found) if np.array_equal(source[y : y + SIDE, x : x + SIDE], tile)]
+    y, x = np.nonzero(photograph[:height, :width] == tile[0, 0])
+    for row, column in np.random.default_rng(0).integers(0, SIDE, (20, 2)):  # leaves few places to compare fully
+        same = photograph[y + row, x + column] == tile[row, column]
+        y, x = y[same], x[same]
+    return [(y, x) for y, x in zip(y, x) if np.array_equal(photograph[y : y + SIDE, x : x + SIDE], tile)]
 
 
-def test_every_subset_holds_whole_color_tiles(tiles: dict[tuple[str, str], np.ndarray]) -> None:
-    assert {subset for subset, _ in tiles} == set(SUBSETS)
-    assert len(tiles) >= 60
-    assert {tile.shape for tile in tiles.values()} == {(SIDE, SIDE, 3)}
-    assert any(np.ptp(tile.astype(int), axis=2).max() > 100 for tile in tiles.values())
-
-
-def test_no_two_tiles_share_a_pixel_across_subsets(tiles: dict[tuple[str, str], np.ndarray]) -> None:
-    paths = [path for path in FOLDER.iterdir() if path.suffix in (".png", ".jpg", ".jpeg")]
-    sources = {path.name: packed(np.asarray(Image.open(path).convert("RGB"))) for path in paths}
-    cut: dict[str, list[tuple[str, int, int]]] = {}
-    for (subset, name), tile in tiles.items():
-        found = [(source, *place) for source in sources for place in places(packed(tile), sources[source])]
-        assert found, f"{name} is no part of a photograph of scikit-image"
-        for source, y, x in found:
-            cut.setdefault(source, []).append((subset, y, x))
-    for members in cut.values():
-        for (one, y1, x1), (other, y2, x2) in combinations(members, 2):
-            assert one == other or abs(y1 - y2) >= SIDE or abs(x1 - x2) >= SIDE
+def test_subsets_hold_color_tiles_that_share_no_pixel(filled: Path) -> None:
+    paths = sorted(filled.rglob("*.png"))
+    assert {path.parent.name for path in paths} == set(SUBSETS)
+    assert len(paths) >= 60
+    assert any(np.ptp(np.asarray(Image.open(path)).astype(int), axis=2).max() > 100 for path in paths)
+    photographs = [read(Path(skimage.__file__).parent / "data" / name) for name in sample_photos.PHOTOGRAPHS]
+    tiles = {path: read(path) for path in paths}
+    assert {tile.shape for tile in tiles.values()} == {(SIDE, SIDE)}
+    places = {
+        path: [(n, *at) for n, each in enumerate(photographs) for at in find(tiles[path], each)] for path in paths
+    }
+    assert all(places.values())
+    for one, other in combinations(paths, 2):
+        for photograph, y, x in places[one]:
+            for other_photograph, other_y, other_x in places[other]:
+                apart = abs(y - other_y) >= SIDE or abs(x - other_x) >= SIDE
+                assert photograph != other_photograph or apart, (one, other)
 
 
 def test_an_interrupted_fill_is_completed(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace, calls = os.replace, iter(range(20))
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*args: object) -> None:
         if next(calls) == 10:
             raise KeyboardInterrupt
-        replace(*arguments)
+        replace(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupted)
@@ -80,25 +71,22 @@ def test_an_interrupted_fill_is_completed(filled: Path, tmp_path: Path, monkeypa
             sample_photos.fill(tmp_path / "data")
     assert len(list((tmp_path / "data").rglob("*.png"))) < len(list(filled.rglob("*.png")))
     sample_photos.fill(tmp_path / "data")
-    contents = [
-        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (filled, tmp_path / "data")
-    ]
-    assert contents[0] == contents[1]
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (filled, tmp_path / "data")
+    )
+    assert first == second
 
 
-def test_a_folder_that_is_filled_is_left_alone(filled: Path) -> None:
-    before = files_below(filled)
-    assert sample_photos.fill(filled) == 0
-    assert files_below(filled) == before
+def test_a_folder_with_images_is_not_changed(filled: Path, tmp_path: Path) -> None:
+    write(tmp_path / "data/holiday/beach.png", picture(0))
+    for folder in (filled, tmp_path / "data"):
+        before = files_below(folder)
+        assert sample_photos.fill(folder) == 0
+        assert files_below(folder) == before
 
 
-def test_images_of_ones_own_are_left_alone(tmp_path: Path) -> None:
-    own = write(tmp_path / "data/holiday/beach.png", picture(0))
-    assert sample_photos.fill(tmp_path / "data") == 0
-    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [own]
-
-
-def test_the_program_fills_data_and_says_so_once(
+def test_the_program_fills_an_empty_data_folder_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -106,10 +94,10 @@ def test_the_program_fills_data_and_says_so_once(
     (tmp_path / "data/README.md").write_text("Put photographs here.")
     command = "--network regressor --lr 0.001 --weight-decay 0 --epoch 1 --device cpu".split()
     assert main.main(command) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "scikit-image" in line]
-    assert len(said) == 1
-    assert "--images" in said[0]
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if "scikit-image" in line)
+    assert "--images" in line
+    sizes = {subset: len(list((tmp_path / "data" / subset).iterdir())) for subset in SUBSETS}
+    assert f"{sizes['train']} training, {sizes['val']} validation and {sizes['test']} test images" in output
     assert main.main(command) == 0
     assert "scikit-image" not in capsys.readouterr().out
-    data = LabDataModule.load(tmp_path / "data", tmp_path)
-    assert [len(getattr(data, s)) for s in SUBSETS] == [len(list((tmp_path / "data" / s).iterdir())) for s in SUBSETS]

@@ -1,161 +1,111 @@
-"""Which picture trains, which validates and which tests."""
+"""Which photographs are for training, validation and testing."""
 
 import hashlib
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SUBSETS, named, picture, subsets_by_content, write
+from helpers import SUBSETS, named, write
 
 from deepcolor.data.dataset import LabDataModule
+from deepcolor.data.split import picture_names, split
 from utils import UserError
 
-
-def fill(folder: Path, seeds: range, name: str = "p{}.bmp", side: int = 24) -> None:
-    """Small pictures as BMP, whose bytes are the same with every version of Pillow."""
-    for seed in seeds:
-        write(folder / name.format(seed), picture(seed, side, side))
+FOLDER = Path("images")
 
 
-def members(data: LabDataModule) -> dict[str, list[str]]:
-    return {subset: sorted(getattr(data, subset).names) for subset in SUBSETS}
+def hashes(numbers: range, name: str = "{}.png") -> dict[str, str]:
+    """Returns path -> hash of made-up files whose content is their number."""
+    return {name.format(number): hashlib.sha256(str(number).encode()).hexdigest() for number in numbers}
 
 
-def test_the_split_is_by_content_whatever_the_names_and_folders(tmp_path: Path) -> None:
-    fill(tmp_path / "one", range(40))
-    for number, path in enumerate(sorted((tmp_path / "one").iterdir(), reverse=True)):
-        target = tmp_path / "two" / f"deep{number % 3}" / f"z{number}.bmp"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    splits = [
-        subsets_by_content(tmp_path / f, LabDataModule.load(tmp_path / f, tmp_path / "out")) for f in ("one", "two")
-    ]
-    assert splits[0] == splits[1]
-    assert set().union(*splits[0].values()) == set(SUBSETS)
+def sizes(files: dict[str, str]) -> list[int]:
+    found = split(files, FOLDER)
+    assert sorted(path for members in found.values() for path in members) == sorted(files)
+    return [len(found[subset]) for subset in SUBSETS]
 
 
-def test_the_split_and_the_order_do_not_depend_on_the_listing_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(tmp_path / "images", range(30), "a{}.bmp")
-    fill(tmp_path / "images/sub", range(30, 50))
-    there = members(LabDataModule.load(tmp_path / "images", tmp_path / "there"))
+def places(files: dict[str, str]) -> dict[str, set[str]]:
+    """Returns hash -> the subsets that have a file with this content."""
+    found: dict[str, set[str]] = {}
+    for subset, members in split(files, FOLDER).items():
+        for content_hash in members.values():
+            found.setdefault(content_hash, set()).add(subset)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("files", "shares"),
+    [
+        (hashes(range(5000)), (0.8, 0.1, 0.1)),
+        (hashes(range(5000), "train/{}.png") | hashes(range(5000, 5010), "test/{}.png"), (0.9, 0.1, 10 / 5000)),
+    ],
+    ids=["80/10/10 percent", "a tenth of train/ if there is no val/"],
+)
+def test_shares(files: dict[str, str], shares: tuple[float, ...]) -> None:
+    for size, share in zip(sizes(files), shares):
+        assert size == pytest.approx(5000 * share, abs=3 * np.sqrt(5000 * share * (1 - share)))  # 3 sigma
+
+
+@pytest.mark.parametrize(("folder", "rest"), [("", {}), ("train/", hashes(range(900, 905), "test/{}.png"))])
+def test_the_content_of_a_file_decides(folder: str, rest: dict[str, str]) -> None:
+    """Not its name, the order or the number of files. Copies are in the same subset."""
+    expected = places(hashes(range(200), folder + "{}.png") | rest)
+    assert all(len(subsets) == 1 for subsets in expected.values())
+    renamed = dict(reversed(hashes(range(250), folder + "sub/other{}.png").items()))
+    for changed in (renamed, renamed | hashes(range(200), folder + "copy{}.png")):
+        found = places(changed | rest)
+        assert {content_hash: found[content_hash] for content_hash in expected} == expected
+
+
+def test_given_folders_are_used_as_they_are() -> None:
+    ranges = {"train": range(5), "val": range(5, 9), "test": range(9, 15)}
+    given = {subset: hashes(numbers, f"{subset}/sub/{{}}.png") for subset, numbers in ranges.items()}
+    assert split({path: h for members in given.values() for path, h in members.items()}, FOLDER) == given
+
+
+def test_no_subset_is_empty() -> None:
+    for start in range(0, 500, 10):
+        assert min(map(min, (sizes(hashes(range(start, start + count))) for count in (3, 4, 7)))) >= 1
+    assert sizes(hashes(range(2), "train/{}.png") | hashes(range(2, 4), "test/{}.png")) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("files", [hashes(range(1)), hashes(range(2)), dict.fromkeys("abc", "0" * 64)], ids=len)
+def test_at_least_three_different_photographs_are_needed(files: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="at least 3"):
+        split(files, FOLDER)
+
+
+def test_the_split_of_a_folder_never_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the order of the listing, the file names or the version, or results could not be compared."""
+    for number in range(30):  # BMP files have the same bytes with every version of Pillow
+        path = write(tmp_path / "images" / f"{number}.bmp", np.full((8, 8, 3), number, np.uint8))
+        (tmp_path / f"moved/deep{number % 3}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / f"moved/deep{number % 3}/z{100 - number}.bmp")
+    data = LabDataModule.load(tmp_path / "images", tmp_path / "out")
+    assert sorted(data.val.names) == ["7"]
+    assert sorted(data.test.names) == ["1", "17", "22", "3"]
     walk = os.walk
 
-    def backwards(*arguments: object, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
-        for parent, folders, files in walk(*arguments, **options):
+    def reverse_walk(*args: object, **kwargs: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        for parent, folders, files in walk(*args, **kwargs):
             folders.sort(reverse=True)
             yield parent, folders, sorted(files, reverse=True)
 
-    monkeypatch.setattr(os, "walk", backwards)
-    data = LabDataModule.load(tmp_path / "images", tmp_path / "back")
-    monkeypatch.undo()
-    again = LabDataModule.load(tmp_path / "images", tmp_path / "there")
-    assert members(data) == there
-    assert data.train.names == again.train.names
-    assert data.fingerprint == again.fingerprint
+    monkeypatch.setattr(os, "walk", reverse_walk)
+    assert named(LabDataModule.load(tmp_path / "images", tmp_path / "other")) == named(data)
+    moved = LabDataModule.load(tmp_path / "moved", tmp_path / "out")
+    assert moved.fingerprint == data.fingerprint
+    assert moved.test.names == [f"deep{int(name) % 3}_z{100 - int(name)}" for name in data.test.names]
 
 
-def test_one_more_picture_leaves_the_others_where_they_are(tmp_path: Path) -> None:
-    fill(tmp_path / "images", range(40))
-    before = named(LabDataModule.load(tmp_path / "images", tmp_path))
-    fill(tmp_path / "images", range(40, 50))
-    after = named(LabDataModule.load(tmp_path / "images", tmp_path))
-    assert {name: after[name][0] for name in before} == {name: subset for name, (subset, _) in before.items()}
-
-
-def test_the_split_is_the_same_tomorrow(tmp_path: Path) -> None:
-    """These bytes will never change, so neither may the side on which they are: results would not compare."""
-    for number in range(30):
-        write(tmp_path / "images" / f"{number}.bmp", np.full((8, 8, 3), number, np.uint8))
-    found = members(LabDataModule.load(tmp_path / "images", tmp_path))
-    assert found["val"] == ["7"]
-    assert found["test"] == ["1", "17", "22", "3"]
-
-
-def test_the_shares_are_80_10_and_10_percent(tmp_path: Path) -> None:
-    fill(tmp_path / "images", range(400), side=8)
-    sizes = Counter(subset for subset, _ in named(LabDataModule.load(tmp_path / "images", tmp_path)).values())
-    # Three standard deviations of a binomial distribution.
-    for subset, share in zip(SUBSETS, (0.8, 0.1, 0.1)):
-        assert sizes[subset] == pytest.approx(400 * share, abs=3 * np.sqrt(400 * share * (1 - share)))
-
-
-def test_the_same_picture_twice_is_never_on_both_sides(tmp_path: Path) -> None:
-    for copy in range(4):
-        fill(tmp_path / "images" / f"folder{copy}", range(25), f"copy{copy}_" + "{}.bmp")
-    found = subsets_by_content(tmp_path / "images", LabDataModule.load(tmp_path / "images", tmp_path))
-    assert len(found) == 25
-    assert all(len(subsets) == 1 for subsets in found.values())
-
-
-@pytest.mark.parametrize("count", [3, 4, 7])
-def test_each_subset_holds_an_image_as_soon_as_there_are_three(tmp_path: Path, count: int) -> None:
-    for start in range(0, 50, 10):
-        folder = tmp_path / str(start)
-        fill(folder, range(start, start + count))
-        data = LabDataModule.load(folder, tmp_path)
-        sizes = [len(data.train), len(data.val), len(data.test)]
-        assert min(sizes) >= 1
-        assert sum(sizes) == count
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_too_few_pictures_say_how_many_are_needed(tmp_path: Path, count: int) -> None:
-    fill(tmp_path / "images", range(count))
-    with pytest.raises(UserError, match="at least 3"):
-        LabDataModule.load(tmp_path / "images", tmp_path)
-
-
-def test_three_copies_of_one_picture_are_one_picture(tmp_path: Path) -> None:
-    for copy in range(3):
-        write(tmp_path / "images" / f"{copy}.bmp", picture(0, 16, 16))
-    with pytest.raises(UserError, match="at least 3"):
-        LabDataModule.load(tmp_path / "images", tmp_path)
-
-
-def test_given_folders_are_used_as_given(tmp_path: Path) -> None:
-    for subset, seeds in zip(SUBSETS, (range(5), range(5, 9), range(9, 15))):
-        fill(tmp_path / "images" / subset / "sub", seeds)
-    data = LabDataModule.load(tmp_path / "images", tmp_path)
-    assert [len(data.train), len(data.val), len(data.test)] == [5, 4, 6]
-    found = subsets_by_content(tmp_path / "images", data)
-    for path in (tmp_path / "images").rglob("*.bmp"):
-        assert found[hashlib.sha256(path.read_bytes()).hexdigest()] == {path.relative_to(tmp_path / "images").parts[0]}
-
-
-def test_train_without_val_gives_a_tenth_by_hash(tmp_path: Path) -> None:
-    fill(tmp_path / "one/train", range(200), side=8)
-    fill(tmp_path / "one/test", range(200, 210))
-    data = LabDataModule.load(tmp_path / "one", tmp_path)
-    assert len(data.test) == 10
-    assert len(data.train) + len(data.val) == 200
-    assert len(data.val) == pytest.approx(20, abs=3 * np.sqrt(200 * 0.1 * 0.9))
-    for number, path in enumerate(sorted((tmp_path / "one/train").iterdir(), reverse=True)):
-        (tmp_path / "two/train").mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, tmp_path / "two/train" / f"other{number}.bmp")
-    shutil.copytree(tmp_path / "one/test", tmp_path / "two/test")
-    other = LabDataModule.load(tmp_path / "two", tmp_path)
-    assert subsets_by_content(tmp_path / "one", data) == subsets_by_content(tmp_path / "two", other)
-
-
-def test_two_training_pictures_suffice_for_a_validation_image(tmp_path: Path) -> None:
-    fill(tmp_path / "images/train", range(2))
-    fill(tmp_path / "images/test", range(2, 4))
-    data = LabDataModule.load(tmp_path / "images", tmp_path)
-    assert [len(data.train), len(data.val), len(data.test)] == [1, 1, 2]
-
-
-def test_pictures_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
-    for number, path in enumerate(
-        ["cats/tom.bmp", "dogs/tom.bmp", "cats_tom.bmp", "cats/tom.png", "a b\n.bmp", "*.bmp"]
-    ):
-        write(tmp_path / "images/test" / path, picture(number, 16, 16))
-    fill(tmp_path / "images/train", range(50, 54))
-    names = LabDataModule.load(tmp_path / "images", tmp_path).test.names
-    assert len({name.casefold() for name in names}) == 6
+def test_names_are_unique_and_valid_on_every_file_system() -> None:
+    paths = ["cats/tom.bmp", "dogs/tom.bmp", "cats_tom.bmp", "cats/tom.png", "a b\n.bmp", "*.bmp", f"{'日' * 100}.png"]
+    names = picture_names([f"test/{path}" for path in paths])
+    assert len({name.casefold() for name in names}) == len(paths)
     assert not any(set(name) & set('/\\:*?"<>|\n') for name in names)
+    assert max(len(name.encode()) for name in names) <= 120
+    assert picture_names(["test/cats/tom.jpg"]) == ["cats_tom"]
