@@ -1,13 +1,13 @@
-"""Colors a person's own photographs with a trained Colorizer.
+"""Colors photographs with a trained Colorizer.
 
-    python3 colorize.py grandma.jpg                # writes grandma_color.png beside it
-    python3 colorize.py album --output colored    # all photographs of a folder
-    python3 colorize.py --help                     # all flags
+    python3 colorize.py grandma.jpg               # writes grandma_color.png beside it
+    python3 colorize.py album --output colored    # all photographs in a folder
+    python3 colorize.py --help                    # all flags
 
     from colorize import colorize, load
     colored = colorize(load(), photograph)        # arrays in, arrays out
 
-Exit codes: 0 done; 1 something failed; 2 nothing could be done; 130 interrupted by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done; 1 some photographs failed; 2 nothing could be done; 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from deepcolor.common import signals
@@ -16,75 +16,67 @@ if __name__ == "__main__":
     signals.exit_on_signal()
 
 import argparse
-import contextlib
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-import Constants
 from deepcolor.common import cli
 from deepcolor.common.cli import printable
 from deepcolor.common.files import check_writable
-from deepcolor.common.system import keep_freed_memory
+from deepcolor.common.system import available_cores, keep_freed_memory
 from deepcolor.data.image_io import Photo
-from deepcolor.inference.full_resolution import FullResolution, model_input
-from deepcolor.inference.pipeline import InferencePool
-from deepcolor.inference.tasks import TaskList, find_tasks
-from deepcolor.reporting.progress import bar
-from utils import UserError, Utils
+from deepcolor.inference.full_resolution import colorize_photo
+from deepcolor.inference.pipeline import color_files, start_early
+from deepcolor.inference.tasks import ColorizeTask, find_tasks
+from utils import Utils
 
 if TYPE_CHECKING:
     from deepcolor.inference.predictor import Predictor
 
 
 def load(path: str | Path = ".", device: str = "auto") -> "Predictor":
-    """A trained Colorizer for `colorize`.
+    """Loads a trained Colorizer for `colorize`.
 
     Args:
-        path: its checkpoint, or the folder that a sweep wrote to (`--output` of main.py): then its best
-            colorizer by the validation images.
-        device: "auto" (CUDA where there is a GPU), "cpu" or "cuda".
+        path: a checkpoint, or the output folder of a sweep (`--output` of main.py): its best colorizer.
+        device: "auto" (CUDA if there is a GPU), "cpu" or "cuda".
 
     Raises:
-        utils.UserError: there is no such checkpoint, it is not one of a Colorizer, or there is no GPU.
+        utils.UserError: there is no such checkpoint, it is not a colorizer checkpoint, or there is no GPU.
     """
-    # PyTorch takes two seconds to import: the first photographs are decoded meanwhile.
-    from deepcolor.inference.predictor import Predictor
+    from deepcolor.inference.predictor import Predictor  # imports PyTorch, which takes two seconds
 
     return Predictor.load(Path(path), Utils.get_device(device))
 
 
 def colorize(model: "Predictor", photos: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Colors one photograph, or several of any sizes at once.
+    """Colors one photograph, or several of any sizes.
 
     Args:
-        model: what `load` returned.
-        photos: one array, or a sequence of arrays: (H,W) gray, uint8 or uint16, (H,W,3) sRGB uint8, or (H,W,4)
-            with alpha. Of a photograph in color its lightness L* alone counts.
+        model: returned by `load`.
+        photos: one array, or a sequence of arrays: (H,W) gray, uint8 or uint16; (H,W,3) sRGB uint8; or (H,W,4) uint8
+            with alpha. Only the lightness L* of a color photograph is used.
 
     Returns:
-        (H,W,3) uint8 sRGB, or (H,W,4) with the alpha that was given; for a sequence, a list of these. L* is that
-        of the photograph but for the rounding to 8 bits, at most 0.28 of 100.
+        (H,W,3) uint8 sRGB, or (H,W,4) with the given alpha; a list of them for a sequence. L* is that of the
+        photograph up to rounding to 8 bits, which is at most 0.28 of 100.
 
     Raises:
-        ValueError: an array is none of these.
+        ValueError: an array has another shape or type.
     """
     if isinstance(photos, np.ndarray) and photos.ndim < 4:
         return colorize(model, [photos])[0]
-    read = [_photo(array) for array in photos]
-    if not read:
-        return []
-    views = [model_input(photo, Constants.IMAGE_SIZE) for photo in read]
-    colors = model.predict(np.stack([seen.lightness for seen in views])[:, None])
-    return [FullResolution(*each).whole() for each in zip(read, views, colors)]
+    checked = [_to_photo(array) for array in photos]
+    return [np.array(colorize_photo(model, photo, available_cores())) for photo in checked]
 
 
-def _photo(array: np.ndarray) -> Photo:
-    """An array of one photograph -> a Photo. Raises ValueError."""
+def _to_photo(array: np.ndarray) -> Photo:
     gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
     color = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
     if not (gray or color) or 0 in array.shape:
@@ -92,10 +84,8 @@ def _photo(array: np.ndarray) -> Photo:
             "a photograph is (H,W) uint8 or uint16, or (H,W,3) or (H,W,4) uint8, and not empty; "
             f"not {array.shape} {array.dtype}"
         )
-    if gray:
-        return Photo(Image.fromarray(np.ascontiguousarray(array)), None)
-    alpha = Image.fromarray(np.ascontiguousarray(array[..., 3])) if array.shape[2] == 4 else None
-    return Photo(Image.fromarray(np.ascontiguousarray(array[..., :3])), alpha)
+    image = Image.fromarray(array)
+    return Photo(image.convert("RGB"), image.getchannel("A")) if image.mode == "RGBA" else Photo(image, None)
 
 
 # --- Command line ----------------------------------------------------------------------------------
@@ -110,30 +100,35 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         default=Path("."),
-        help="the colorizer to use, or the folder of a sweep, whose best one is taken (.)",
+        help="a colorizer checkpoint, or the output folder of a sweep: its best colorizer (.)",
     )
     add("--output", metavar="DIR", type=Path, help="where the colored pictures go (beside the photographs)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
-    add("--overwrite", action="store_true", help="make colored pictures anew that exist already")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is a GPU")
+    add("--overwrite", action="store_true", help="replace colored pictures that exist")
     return parser
 
 
-def colorize_all(tasks: TaskList, options: argparse.Namespace) -> int:
-    """Colors what is to be colored, says what cannot be, and returns how much was. Raises UserError."""
-    done = 0
-    alone = len(tasks.todo) == 1
-    with InferencePool(tasks.todo) as pool:
-        with contextlib.nullcontext():  # nothing is being written yet, and in imports an exception may get lost
-            model = load(options.checkpoint, options.device)
-        model.keep_to_one_thread()
-        print(f"with {printable(model.description)}", flush=True)
-        with bar(total=len(tasks.todo), desc="coloring", unit=" photos", disable=alone) as progress:
-            for task, failure in pool.serve(model.predict):
-                if failure:
-                    progress.write(f"colorize.py: cannot color {printable(task.source)}: {failure}", sys.stderr)
-                done += not failure
-                progress.update()
-    return done
+def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
+    """Colors photographs, prints the failures, and returns how many were colored."""
+    alone = len(todo) == 1
+    if not alone:
+        start_early()
+    model = load(options.checkpoint, options.device)
+    model.use_one_thread()  # for the same result as in a worker process
+    print(f"with {printable(model.description)}", flush=True)
+    colored = 0
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore of the system, which exit_now would leave behind
+    seconds = 0.2 if sys.stderr.isatty() else 30  # between updates
+    with tqdm(total=len(todo), desc="coloring", unit=" photos", leave=False, disable=alone, mininterval=seconds) as bar:
+        for task, failure in color_files(todo, model):
+            if failure:
+                bar.write(f"colorize.py: cannot color {printable(task.source)}: {failure}", sys.stderr)
+            colored += not failure
+            bar.update()
+    if colored:
+        where = f"below {printable(options.output)}" if options.output else "beside the photographs"
+        print(f"colored {colored} of {len(todo)}: {printable(todo[0].target) if alone else where}")
+    return colored
 
 
 def run(options: argparse.Namespace) -> int:
@@ -141,20 +136,13 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         check_writable(options.output, options.output)
     tasks = find_tasks(options.photos, options.output, options.overwrite)
-    for problem in tasks.problems:
-        print(f"colorize.py: {problem}", file=sys.stderr)
-    for path in tasks.kept:
-        print(f"colorize.py: {printable(path)} exists and is kept: --overwrite makes it anew", file=sys.stderr)
-    if not (tasks.todo or tasks.kept or tasks.problems):
-        raise UserError(f"nothing to color: {printable(tasks.own[0])} is a picture that this program made")
-    done = colorize_all(tasks, options) if tasks.todo else 0
-    if done:
-        where = f"below {printable(options.output)}" if options.output else "beside the photographs"
-        where = printable(tasks.todo[0].target) if len(tasks.todo) == 1 else where
-        print(f"colored {done} of {len(tasks.todo)}: {where}")
-    if not (done or tasks.kept):
+    kept = [f"{printable(path)} exists and is kept; use --overwrite to replace it" for path in tasks.kept]
+    for line in tasks.problems + kept:
+        print(f"colorize.py: {line}", file=sys.stderr)
+    colored = color_all(tasks.todo, options) if tasks.todo else 0
+    if not (colored or kept):
         return 2
-    return 0 if done == len(tasks.todo) and not tasks.problems else 1
+    return 0 if colored == len(tasks.todo) and not tasks.problems else 1
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,73 +1,77 @@
-"""A photograph at its full size: what the network is shown of it, and its own L joined with the colors predicted.
+"""Colors a photograph at full size: its own lightness L*, joined with the colors that a network predicts."""
 
-Lab is scikit-image's (sRGB, D65, 2 degrees). IEC 61966-2-1 has the curve of sRGB and its primaries, CIE 15 the Lab
-of 1976. The curves are looked up in tables, which takes no longer on a processor that has no fast powers.
-"""
-
-from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+import Constants
 from deepcolor.common.color import srgb_to_lightness, srgb_to_y, yab_to_srgb
 from deepcolor.data.image_io import Photo
 
-_STRIP_PIXELS = 48 << 10  # what is computed of them then stays in the processor's cache
+if TYPE_CHECKING:
+    from deepcolor.inference.predictor import Predictor
+
+_STRIP_PIXELS = 48 << 10  # the intermediate arrays of a strip fit in the processor's cache
 
 
 class ModelInput(NamedTuple):
-    """What the network is shown of a photograph."""
+    """A photograph as the network sees it."""
 
-    lightness: np.ndarray  # (side,side) float32: L in 0..1
-    valid_region: tuple[slice, slice]  # the rows and columns of it that are the photograph; the others continue it
+    lightness: np.ndarray  # (side,side) float32: L*/100
+    valid_region: tuple[slice, slice]  # rows and columns of the photograph; the rest is padding
 
 
-def model_input(photo: Photo, side: int) -> ModelInput:
-    """The whole photograph in a square, its longer side as long as the square's, its shape kept.
+def colorize_photo(predictor: "Predictor", photo: Photo, threads: int = 1) -> Image.Image:
+    """Returns the photograph in predicted colors, at its own size: mode "RGB", or "RGBA" if it has alpha."""
+    seen = model_input(photo)
+    return join(photo, seen, predictor.predict(seen.lightness), threads)
 
-    What is left of the square mirrors the photograph, so that the network sees no edge that is none.
+
+def model_input(photo: Photo, side: int = Constants.IMAGE_SIZE) -> ModelInput:
+    """Scales the whole photograph into a square and keeps its aspect ratio.
+
+    The padding mirrors the photograph, so that the network sees no artificial edges.
     """
     picture = photo.on_white() if photo.alpha or photo.color.mode == "I;16" else photo.color
     width, height = (max(1, round(side * length / max(picture.size))) for length in picture.size)
     small = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    lightness = srgb_to_lightness(np.asarray(small))
-    before = (side - height) // 2, (side - width) // 2
-    after = side - height - before[0], side - width - before[1]
-    padded = np.pad(lightness, list(zip(before, after)), mode="symmetric")
-    return ModelInput(padded, (slice(before[0], before[0] + height), slice(before[1], before[1] + width)))
+    top, left = (side - height) // 2, (side - width) // 2
+    padding = (top, side - height - top), (left, side - width - left)
+    padded = np.pad(srgb_to_lightness(np.asarray(small)), padding, mode="symmetric")
+    return ModelInput(padded, (slice(top, top + height), slice(left, left + width)))
 
 
-class FullResolution:
-    """A photograph in its predicted colors, strip by strip: every strip can be had on its own, in any thread."""
+def join(photo: Photo, seen: ModelInput, ab: np.ndarray, threads: int = 1) -> Image.Image:
+    """Joins the photograph's L* with the colors `ab` predicted for `seen`: (2,side,side) float32 in Lab units."""
+    width, height = photo.color.size
+    planes = [Image.fromarray(np.ascontiguousarray(plane[seen.valid_region])) for plane in ab]
+    # Bicubic interpolation is separable: enlarge the columns once, and the rows strip by strip.
+    planes = [plane.resize((width, plane.height), Image.Resampling.BICUBIC) for plane in planes]
+    colored = Image.new("RGB", photo.color.size)
+    rows = max(1, _STRIP_PIXELS // width)
 
-    def __init__(self, photo: Photo, seen: ModelInput, ab: np.ndarray) -> None:
-        """`ab`: (2,side,side) float32 in Lab units, as predicted for `seen`."""
-        self.photo = photo
-        self.width, self.height = photo.color.size
-        self.channels = 4 if photo.alpha else 3
-        planes = (Image.fromarray(np.ascontiguousarray(plane[seen.valid_region])) for plane in ab)
-        # Bicubic interpolation is separable: the columns now, the rows with each strip.
-        self.lines = [plane.resize((self.width, plane.height), Image.Resampling.BICUBIC) for plane in planes]
+    def color_strip(top: int) -> None:
+        bottom = min(top + rows, height)
+        y = srgb_to_y(np.asarray(photo.color.crop((0, top, width, bottom))))
+        rgb = yab_to_srgb(y, *(_enlarge_rows(plane, top, bottom, height) for plane in planes))
+        colored.paste(Image.fromarray(rgb), (0, top))
 
-    def spans(self) -> Sequence[tuple[int, int]]:
-        """The first row of each strip, and the one behind its last."""
-        rows = max(1, _STRIP_PIXELS // self.width)
-        return [(top, min(top + rows, self.height)) for top in range(0, self.height, rows)]
+    tops = range(0, height, rows)
+    if threads == 1 or len(tops) == 1:  # starting threads would take as long as coloring a small photograph
+        for top in tops:
+            color_strip(top)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(color_strip, tops))
+    if photo.alpha:
+        colored.putalpha(photo.alpha)
+    return colored
 
-    def strip(self, top: int, bottom: int) -> np.ndarray:
-        """The rows from `top` to before `bottom`: (rows,W,3) uint8 sRGB, (rows,W,4) with the photograph's alpha."""
-        box = (0, top, self.width, bottom)
-        y = srgb_to_y(np.asarray(self.photo.color.crop(box)))
-        rgb = yab_to_srgb(y, *(self._rows(lines, top, bottom) for lines in self.lines))
-        return np.dstack((rgb, np.asarray(self.photo.alpha.crop(box)))) if self.photo.alpha else rgb
 
-    def _rows(self, lines: Image.Image, top: int, bottom: int) -> np.ndarray:
-        """The a or b of these rows: (rows,W) float32."""
-        scale = lines.height / self.height
-        box = (0, top * scale, self.width, min(bottom * scale, lines.height))
-        return np.array(lines.resize((self.width, bottom - top), Image.Resampling.BICUBIC, box=box))
-
-    def whole(self) -> np.ndarray:
-        """(H,W,3) or (H,W,4) uint8."""
-        return np.concatenate([self.strip(*span) for span in self.spans()])
+def _enlarge_rows(plane: Image.Image, top: int, bottom: int, height: int) -> np.ndarray:
+    """Returns the rows `top` to `bottom` of a plane enlarged to `height` rows: (bottom-top,W) float32."""
+    scale = plane.height / height
+    box = (0, top * scale, plane.width, min(bottom * scale, plane.height))
+    return np.array(plane.resize((plane.width, bottom - top), Image.Resampling.BICUBIC, box=box))

@@ -1,253 +1,162 @@
-"""Colors many photographs: processes that take them from file to file, and one network that serves them all."""
+"""Colors files: one photograph from file to file, and many photographs in worker processes."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-import time
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-import Constants
-from deepcolor.common import signals
 from deepcolor.common.files import write_atomically
+from deepcolor.common.signals import STOP_SIGNALS, Interrupted, StopFlag
 from deepcolor.common.system import available_cores, available_memory, keep_freed_memory
-from deepcolor.data.image_io import Photo, Unreadable, open_image, read_file, read_photo
-from deepcolor.inference import png
-from deepcolor.inference.full_resolution import FullResolution, ModelInput, model_input
+from deepcolor.data.image_io import Unreadable, open_image, read_file, read_photo
+from deepcolor.inference.full_resolution import colorize_photo
 from deepcolor.inference.tasks import ColorizeTask
 
-T = TypeVar("T")
-Predict = Callable[[np.ndarray], np.ndarray]  # L (N,1,side,side) in 0..1 -> ab (N,2,side,side) in Lab units, float32
-_AT_ONCE = 16  # photographs that a process handles together, for the sake of the network
-_PIXELS_AT_ONCE = 2 << 20  # ... as long as they are small
-_BYTES_PER_PROCESS = 1 << 30  # for a photograph of 128 megapixels
-_SECONDS_TO_STOP = 2
+if TYPE_CHECKING:
+    import torch
+
+    from deepcolor.inference.predictor import Predictor
+
+Result = tuple[ColorizeTask, str]  # a task, and why it failed or ""
+
+# A fork server imports PyTorch once for all workers. Forking is unsafe on macOS and impossible on Windows.
+_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_BYTES_PER_WORKER = 1 << 30
+_POLL_SECONDS = 0.2  # between two looks at the stop flag
+_SRGB = PngInfo()
+_SRGB.add(b"sRGB", b"\0")  # names the color space
 
 
-class TaskResult(NamedTuple):
-    """What became of an task."""
-
-    task: ColorizeTask
-    failure: str  # "" if there was none
-
-
-class InferencePool:
-    """Begins to decode at once; the network may come later. Leaving the `with` stops all processes.
-
-    Processes, because the dozens of small steps that a small photograph takes would wait for each other in threads.
-    Of a large one each step is large: a process works on its strips in threads, on all cores.
-    """
-
-    def __init__(self, tasks: Sequence[ColorizeTask]) -> None:
-        most = max(1, min(available_cores(), available_memory() // _BYTES_PER_PROCESS))
-        size = max(1, min(_AT_ONCE, len(tasks) // (2 * most)))
-        self.waiting = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
-        self.hands = [WorkerHandle(alone=len(tasks) == 1) for _ in range(min(most, len(self.waiting)))]
-        for hand in self.hands:
-            hand.give(self.waiting.popleft())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        deadline = time.monotonic() + _SECONDS_TO_STOP  # what decodes cannot be stopped
-        for hand in self.hands:
-            hand.connection.close()
-        for hand in self.hands:
-            hand.end(max(0.0, deadline - time.monotonic()))
-
-    def serve(self, predict: Predict) -> Iterator[TaskResult]:
-        """Lets the network answer the processes, as many at once as ask, and yields what became of each task."""
-        while busy := {hand.connection: hand for hand in self.hands if hand.tasks}:
-            asking: list[tuple[WorkerHandle, np.ndarray]] = []
-            for connection in wait(list(busy)):
-                try:
-                    news = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    yield from self._replace(busy[connection])
-                    continue
-                if isinstance(news, np.ndarray):
-                    asking.append((busy[connection], news))
-                else:
-                    yield from busy[connection].report(news)
-                    if not busy[connection].tasks and self.waiting:
-                        busy[connection].give(self.waiting.popleft())
-            if asking:
-                colors = predict(np.concatenate([lightness for _, lightness in asking])[:, None])
-                for hand, lightness in asking:
-                    mine, colors = colors[: len(lightness)], colors[len(lightness) :]
-                    hand.send(mine)
-
-    def _replace(self, hand: "WorkerHandle") -> Iterator[TaskResult]:
-        """A process has died: what it was working on is tried once more, each photograph on its own."""
-        self.hands.remove(hand)
-        if len(hand.tasks) == 1:
-            yield TaskResult(hand.tasks[0], "its process was killed, perhaps for want of memory")
-        else:
-            self.waiting.extendleft([task] for task in reversed(hand.tasks))
-        if self.waiting:
-            self.hands.append(WorkerHandle())
-            self.hands[-1].give(self.waiting.popleft())
-
-
-class WorkerHandle:
-    """A process that colors photographs, seen from the program. For one photograph alone a thread will do."""
-
-    def __init__(self, alone: bool = False) -> None:
-        context = multiprocessing.get_context("spawn")  # it has no use for PyTorch, and would inherit its threads
-        self.connection, other = context.Pipe()
-        self.tasks: list[ColorizeTask] = []  # which it has not yet reported on
-        if alone:
-            self.worker = threading.Thread(target=_work, args=(other,), daemon=True)
-            self.worker.start()
-            return
-        self.worker = context.Process(target=_work_alone, args=(other,), daemon=True)
-        # A signal to all processes is for the program alone; a process that has only begun would die of it loudly.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
-        try:
-            self.worker.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        other.close()
-
-    def end(self, seconds: float) -> None:
-        """Waits so long for its end, which comes with that of the connection, and then ends it."""
-        self.worker.join(seconds)
-        if not isinstance(self.worker, threading.Thread):
-            self.worker.kill()
-
-    def give(self, tasks: Sequence[ColorizeTask]) -> None:
-        self.tasks = list(tasks)
-        self.send(self.tasks)
-
-    def send(self, what: object) -> None:
-        with contextlib.suppress(ConnectionError):  # it has died, which the next look at the connection tells
-            self.connection.send(what)
-
-    def report(self, failures: list[str]) -> Iterator[TaskResult]:
-        """What became of the next tasks."""
-        done, self.tasks = self.tasks[: len(failures)], self.tasks[len(failures) :]
-        return map(TaskResult, done, failures)
-
-
-# --- In a process of the pool ----------------------------------------------------------------------
-
-
-class Stopped(Exception):
-    """The program wants no more, or is no more."""
-
-
-class _Begun(NamedTuple):
-    """An task whose photograph has been read, or could not be."""
-
-    task: ColorizeTask
-    read: tuple[Photo, ModelInput] | None
-    failure: str
-
-
-def _work_alone(connection: Connection) -> NoReturn:
-    """The life of a process."""
-    for number in signals.STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
-    keep_freed_memory()
-    _work(connection)
-    os._exit(0)  # at once: threads may still have strips to compress that nobody wants
-
-
-def _work(connection: Connection) -> None:
-    """Is given tasks, asks for colors, reports failures; ends with the connection."""
-    with contextlib.suppress(Stopped, EOFError, ConnectionError), ThreadPoolExecutor(available_cores()) as pool:
-        work = _Work(connection, pool)
-        while True:
-            work.do(connection.recv())
-
-
-class _Work:
-    """What a process does with its tasks."""
-
-    def __init__(self, connection: Connection, pool: Executor) -> None:
-        self.connection = connection
-        self.pool = pool
-
-    def do(self, tasks: Sequence[ColorizeTask]) -> None:
-        """Does the tasks, a few at a time, and reports on each, in order. Raises Stopped and what Connection does."""
-        group: list[_Begun] = []
-        pixels = 0
-        for task in tasks:
-            self.check()
-            image, failure = _tried(_open, task)
-            size = image.width * image.height if image else 0
-            if group and pixels + size > _PIXELS_AT_ONCE:
-                self.finish(group)
-                group, pixels = [], 0
-            pixels += size
-            read, failure = _tried(_read, image) if image else (None, failure)
-            group.append(_Begun(task, read, failure))
-        self.finish(group)
-
-    def finish(self, group: Sequence[_Begun]) -> None:
-        """Has what was read colored, writes and reports it."""
-        questions = [begun.read[1].lightness for begun in group if begun.read]
-        if questions:
-            self.connection.send(np.stack(questions))
-            answers = iter(self.connection.recv())
-        failures = []
-        for task, read, failure in group:
-            if read:
-                _, failure = _tried(self.write, task.target, FullResolution(*read, next(answers)))
-            failures.append(failure)
-        self.connection.send(failures)
-
-    def write(self, target: Path, joined: FullResolution) -> None:
-        """Writes a colored picture. Raises OSError, Stopped."""
-        spans = joined.spans()
-
-        def compressed(span: tuple[int, int]) -> png.Strip:
-            self.check()
-            return png.compress(joined.strip(*span))
-
-        def write(path: Path) -> None:
-            strips = self.pool.map(compressed, spans) if len(spans) > 1 else map(compressed, spans)
-            with open(path, "wb") as file:
-                png.write(file, joined.width, joined.height, joined.channels, strips)
-
-        # To wait for the disk takes longer than all else for a small photograph; a lost picture can be made again.
-        write_atomically(target, write, durable=False)
-
-    def check(self) -> None:
-        """Raises Stopped if nobody is left to work for: as long as somebody is, nothing can be heard now."""
-        if self.connection.poll():
-            raise Stopped
-
-
-def _open(task: ColorizeTask) -> Image.Image:
-    return open_image(read_file(task.source, task.root))
-
-
-def _read(image: Image.Image) -> tuple[Photo, ModelInput]:
-    photo = read_photo(image)
-    return photo, model_input(photo, Constants.IMAGE_SIZE)
-
-
-def _tried(step: Callable[..., T], *arguments: object) -> tuple[T | None, str]:
-    """What a step returned, or None and why it failed. Raises Stopped alone."""
+def color_file(task: ColorizeTask, load: Callable[[], "Predictor"], threads: int) -> str:
+    """Colors one photograph with the predictor that `load` returns. Returns why it failed, or ""."""
     try:
-        return step(*arguments), ""
-    except Stopped:
-        raise
+        photo = read_photo(open_image(read_file(task.source, task.root)))
+        colored = colorize_photo(load(), photo, threads)
+        # Fast rather than small: run-length encoding saves as much in a photograph as a search for repetitions.
+        options = {"format": "PNG", "pnginfo": _SRGB, "compress_level": 1, "compress_type": zlib.Z_RLE}
+        # Not durable: waiting for the disk takes longer than coloring, and the picture can be made again.
+        write_atomically(task.target, lambda path: colored.save(path, **options), durable=False)
     except Unreadable as error:
-        return None, str(error)
-    except OSError as error:  # of writing: to read raises Unreadable
-        return None, f"the colored picture cannot be written: {error.strerror or error}"
-    except Exception as error:  # want of memory, or a defect of ours: no reason to lose the other photographs
-        return None, " ".join(f"{type(error).__name__}: {error}".split())
+        return str(error)
+    except OSError as error:  # from writing: reading raises Unreadable
+        return f"the colored picture cannot be written: {error.strerror or error}"
+    except Exception as error:  # out of memory, or a defect of this program: the other photographs are still colored
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return ""
+
+
+def color_files(tasks: Sequence[ColorizeTask], predictor: "Predictor") -> Iterator[Result]:
+    """Colors photographs, several in parallel, and yields each result when it is ready.
+
+    A photograph that kills its process is reported as failed, and the others are colored. Raises Interrupted after a
+    stop signal; the pictures written so far are complete.
+    """
+    cores = available_cores()
+    if len(tasks) == 1:  # a thread starts faster than a process. Without it, signals would wait for the decoder.
+        yield tasks[0], ThreadPoolExecutor(1).submit(color_file, tasks[0], lambda: predictor, cores).result()
+        return
+    memory = min(available_memory(), predictor.free_gpu_memory())
+    workers = max(1, min(cores, int(memory // _BYTES_PER_WORKER), len(tasks)))
+    load = functools.partial(_load_once, predictor.path, predictor.device)
+    color = functools.partial(color_file, load=load, threads=max(1, cores // workers))
+    waiting = deque(tasks)
+    with StopFlag() as stop:
+        while waiting:
+            suspects = yield from _run_pool(workers, color, waiting, stop)
+            for task in suspects:  # A worker died. Only the photograph that killed it kills a second one.
+                if (yield from _run_pool(1, color, deque([task]), stop)):
+                    yield task, "its process was killed, perhaps because memory ran out"
+
+
+def _run_pool(
+    workers: int, color: Callable[[ColorizeTask], str], waiting: deque[ColorizeTask], stop: StopFlag
+) -> Generator[Result, None, list[ColorizeTask]]:
+    """Colors `waiting` until it is empty or a worker dies. Returns the tasks that the workers then had."""
+    running: dict[Future[str], ColorizeTask] = {}
+    with _worker_pool(workers) as pool, contextlib.suppress(BrokenProcessPool):
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:  # each worker has one in work and one ready
+                with _signals_blocked():  # submit() starts the processes
+                    future = pool.submit(color, waiting[0])
+                running[future] = waiting.popleft()
+            done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+            if stop.signal:
+                raise Interrupted(stop.signal)
+            for future in done:
+                failure = future.result()
+                yield running.pop(future), failure
+    return list(running.values())
+
+
+@contextlib.contextmanager
+def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yields a process pool. Leaving the context kills its processes, whatever they are doing."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(_START_METHOD), _initialize_worker)
+    try:
+        yield pool
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
+        pool.shutdown()
+
+
+def start_early() -> None:
+    """Starts to import PyTorch for the workers, while this process imports it too. Optional."""
+    if _START_METHOD == "forkserver":
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload(["torch"])
+        with _signals_blocked():
+            forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that start in this context never receive Ctrl-C and SIGUSR1: this process decides when they end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    blocked = [number for number in STOP_SIGNALS if number != signal.SIGTERM]  # with which a pool ends its workers
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    resource_tracker.ensure_running()  # may start a process, and then unblocks SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+# --- In a worker process ---------------------------------------------------------------------------
+
+
+def _initialize_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows, where it cannot be blocked
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    keep_freed_memory()
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@functools.cache
+def _load_once(checkpoint: Path, device: "torch.device") -> "Predictor":
+    from deepcolor.inference.predictor import Predictor
+
+    predictor = Predictor.load(checkpoint, device)
+    predictor.use_one_thread()
+    return predictor

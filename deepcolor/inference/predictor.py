@@ -1,7 +1,9 @@
-"""A trained Colorizer, ready to be used: read from its checkpoint, which says everything about it."""
+"""A trained Colorizer, loaded from its checkpoint for inference."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -9,77 +11,78 @@ import torch
 import Constants
 from Colorizer import Colorizer
 from deepcolor.training import checkpoint
-from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.paths import RunPaths
 from utils import UserError
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A Colorizer in eval mode on its device, and what its output means."""
+    """A Colorizer in eval mode on its device."""
 
     network: Colorizer
     device: torch.device
     output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES
-    description: str  # one line: which checkpoint, and why this one
+    path: Path  # the checkpoint
+    description: str  # one line about it
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "Predictor":
-        """Reads a checkpoint, or of the folder of a sweep the best colorizer by the validation images.
+    def load(cls, path: Path, device: torch.device) -> Self:
+        """Loads a colorizer checkpoint, or the best one of the sweep whose output folder is `path`.
 
-        Raises UserError if there is none, or if it is not the checkpoint of a Colorizer with finite weights.
+        Raises UserError if the file is missing, is not a colorizer checkpoint or has unusable weights.
         """
-        path, why = best_below(path) if path.is_dir() else (path, "")
+        is_sweep = path.is_dir()
+        path = _best_checkpoint(path) if is_sweep else path
         content = checkpoint.load_usable(path)
         if content["network"] != "colorizer":
-            raise UserError(f"{path} is of a {content['network']}, which colors nothing: name one of a colorizer")
-        network = _network(path, content).to(device).eval()
-        run = f"{content['activation']}, {content['epoch']} epochs"
-        return cls(network, device, Constants.OUTPUT_SCALES[content["activation"]], f"{path} ({run}{why})")
-
-    @staticmethod
-    def keep_to_one_thread() -> None:
-        """For a program whose other threads have the other cores: PyTorch's would wait for these, and burn them."""
-        torch.set_num_threads(1)
+            raise UserError(f"{path} is a {content['network']} checkpoint; pass a colorizer checkpoint")
+        details = f"{content['activation']}, {content['epoch']} epochs"
+        if is_sweep:
+            details += f", val mse {content.get('metrics', {}).get('val_mse', math.nan):.6f}, best of the sweep"
+        network = _build_network(path, content).to(device).eval()
+        scale = Constants.OUTPUT_SCALES[content["activation"]]
+        return cls(network, device, scale, path, f"{path} ({details})")
 
     @torch.inference_mode()
     def predict(self, lightness: np.ndarray) -> np.ndarray:
-        """L (N,1,128,128) in 0..1 -> ab (N,2,128,128) in Lab units, both float32."""
+        """L*/100 (128,128) -> ab (2,128,128) in Lab units, both float32."""
         offset, scale = self.output_scale
-        parts = torch.from_numpy(lightness).split(Constants.EVALUATION_BATCH)
-        return torch.cat([self.network(part.to(self.device)).cpu() for part in parts]).mul_(scale).sub_(offset).numpy()
+        output = self.network(torch.from_numpy(lightness)[None, None].to(self.device))
+        return output[0].cpu().mul(scale).sub(offset).numpy()
+
+    @staticmethod
+    def use_one_thread() -> None:
+        """Limits PyTorch to one thread in this process, because other processes or threads use the other cores."""
+        torch.set_num_threads(1)
+
+    def free_gpu_memory(self) -> float:
+        """Returns the free bytes of the GPU, or infinity on the CPU."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
 
 
-def _network(path: Path, content: dict) -> Colorizer:
-    """The Colorizer of a checkpoint. Raises UserError if the weights are not what the description says."""
+def _best_checkpoint(folder: Path) -> Path:
+    """Returns the path of the best colorizer of the sweep in `folder`. Raises UserError if there is none."""
+    paths = RunPaths(folder)
+    best = paths.best("colorizer")
+    if best.exists():
+        return best
+    if any(paths.checkpoints.glob("colorizer_*/*.pt")):  # trained by an older version
+        find_best = f"run python3 main.py --report --output {folder} to find the best one"
+        raise UserError(f"no {best}: {find_best}, or pass a checkpoint with --checkpoint")
+    raise UserError(f"no trained colorizer below {folder}: train one (python3 main.py), or name one with --checkpoint")
+
+
+def _build_network(path: Path, content: dict) -> Colorizer:
+    """Returns the network that a checkpoint describes, with its weights. Raises UserError if they do not match."""
     try:
         if content["image_size"] != Constants.IMAGE_SIZE:
-            raise ValueError("of another version")
-        with torch.device("meta"):  # its first weights would only be overwritten
+            raise ValueError("another version")
+        with torch.device("meta"):  # without initial weights, which would be overwritten
             network = Colorizer(content["feature_maps"], content["activation"])
         network.load_state_dict({name: value.float() for name, value in content["model"].items()}, assign=True)
         finite = all(value.isfinite().all() for value in network.state_dict().values())
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: its weights are not those of the network that it describes") from error
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: its weights do not match the network that it describes") from error
     if not finite:
-        raise UserError(f"{path} is of a training that diverged: name another checkpoint")
+        raise UserError(f"{path} has weights that are not finite: its training diverged; pass another checkpoint")
     return network
-
-
-def best_below(folder: Path) -> tuple[Path, str]:
-    """The best colorizer of the last sweep below a folder, by the validation images, and this in words.
-
-    Raises UserError if none is finished.
-    """
-    from deepcolor.reporting import results  # needs much that takes long to import
-
-    models, remarks = results.find_models(RunPaths(folder))
-    best = results.best_of_each(results.to_rows(models))
-    rows = [row for (network, _), row in best.items() if network == "colorizer"]
-    if not rows:
-        others = f" ({'; '.join(remarks)})" if remarks else ""
-        raise UserError(
-            f"no trained colorizer below {folder}{others}: train one (python3 main.py), or name it with --checkpoint"
-        )
-    row = min(rows, key=lambda row: row["val_mse"])
-    count = sum(model["network"] == "colorizer" for model in models)
-    return folder / row["checkpoint"], f", val mse {row['val_mse']:.6f}, the best of {count}"

@@ -1,9 +1,8 @@
-"""What a person asks to have colored: which photographs, and where each is to be written."""
+"""Turns the arguments of colorize.py into photographs to color and the paths of their colored pictures."""
 
 import functools
 import glob
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,117 +15,103 @@ from deepcolor.data.image_io import find_photos
 SUFFIX = "_color"
 
 
-@dataclass(frozen=True)
-class ColorizeTask:
+class ColorizeTask(NamedTuple):
     """One photograph to color."""
 
     source: Path
-    root: Path  # a link must not lead out of it
+    root: Path  # a link must not lead out of this folder
     target: Path
 
 
 @dataclass
 class TaskList:
-    """What is to be colored, and what is not. Each problem is a line for the user."""
+    """What to color, and what not."""
 
     todo: list[ColorizeTask] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)  # colored pictures that exist already
-    problems: list[str] = field(default_factory=list)
-    own: list[Path] = field(default_factory=list)  # colored pictures that were named among the photographs
+    kept: list[Path] = field(default_factory=list)  # colored pictures that exist
+    problems: list[str] = field(default_factory=list)  # one line each, for the user
 
 
 def find_tasks(names: Iterable[str], output: Path | None, overwrite: bool) -> TaskList:
-    """The photographs behind files, folders and patterns such as "album/**/*.jpg", each once, in order.
+    """Finds the photographs behind files, folders and patterns such as "album/**/*.jpg", each once.
 
-    A colored picture lies beside its photograph; below `output`, if that is given, as the photographs lie below
-    the folder that all have in common. One that exists is kept unless `overwrite`. What this program made itself,
-    grandma_color.png beside a grandma.jpg, is no photograph to color.
+    A colored picture goes beside its photograph, or below `output` in the folder structure that the photographs have
+    below their common folder. Existing pictures are kept unless `overwrite`. grandma_color.png beside grandma.jpg is
+    not colored.
     """
     tasks = TaskList()
-    found = _found(names, output, tasks.problems)
-    common = os.path.commonpath([photo.below for photo in found]) if found else ""
-    stems = functools.cache(_stems)
-    taken: dict[Path, Path] = {}
-    for source, root, _ in found:
+    # By absolute path: the photograph, the folder that links must not leave, and the folder that the user named.
+    photos: dict[str, tuple[Path, Path, Path]] = {}
+    for name in names:
+        for path in _expand(name, tasks.problems):
+            if path.is_dir():
+                found = [(photo, path, path) for photo in _photos_in(path, output, tasks.problems)]
+            else:  # a link that the user names may lead anywhere
+                found = [(path, Path(os.path.realpath(path)).parent, path.parent)]
+            for photo in found:
+                photos.setdefault(os.path.abspath(photo[0]), photo)
+    common = os.path.commonpath([os.path.abspath(named) for *_, named in photos.values()]) if photos else ""
+    stems = functools.cache(_photo_stems)
+    sources: dict[Path, Path] = {}  # by target
+    own: list[Path] = []
+    for source, root, _ in photos.values():
         original = source.stem.removesuffix(SUFFIX)
-        if original != source.stem and source.suffix == ".png" and original in stems(source.parent):
-            tasks.own.append(source)
-            continue
         folder = output / os.path.relpath(source.parent, common) if output else source.parent
         target = folder / f"{source.stem}{SUFFIX}.png"
-        if target in taken:
-            twin = f"{printable(target)} belongs to {printable(taken[target])}"
-            tasks.problems.append(f"cannot color {printable(source)}: {twin}; rename one of the two")
-        elif not overwrite and _is_something(target):
+        if original != source.stem and source.suffix == ".png" and original in stems(source.parent):
+            own.append(source)
+            continue
+        if target in sources:
+            reason = f"{printable(target)} belongs to {printable(sources[target])}; rename one of the two"
+            tasks.problems.append(f"cannot color {printable(source)}: {reason}")
+        elif not overwrite and _is_occupied(target):
             tasks.kept.append(target)
         else:
             tasks.todo.append(ColorizeTask(source, root, target))
-        taken.setdefault(target, source)
+        sources.setdefault(target, source)
+    if own and not (tasks.todo or tasks.kept or tasks.problems):
+        tasks.problems.append(f"nothing to color: {printable(own[0])} is a colored picture of this program")
     return tasks
 
 
-class _Found(NamedTuple):
-    """A photograph that was asked for."""
-
-    source: Path
-    root: Path  # a link must not lead out of it
-    below: str  # the folder that was named, or in which the file lies that was named
-
-
-def _found(names: Iterable[str], output: Path | None, problems: list[str]) -> list[_Found]:
-    """All photographs behind the names, each once."""
-    found: dict[str, _Found] = {}
-    for name in names:
-        for path in _expanded(name, problems):
-            if path.is_dir():
-                photos = [_Found(source, path, os.path.abspath(path)) for source in _below(path, output, problems)]
-            else:  # a link that is named may lead anywhere
-                photos = [_Found(path, Path(os.path.realpath(path)).parent, os.path.abspath(path.parent))]
-            for photo in photos:
-                found.setdefault(os.path.abspath(photo.source), photo)
-    return list(found.values())
-
-
-def _expanded(name: str, problems: list[str]) -> list[Path]:
-    """What a name stands for: itself, or all photographs and folders that match it as a pattern."""
+def _expand(name: str, problems: list[str]) -> list[Path]:
+    """Returns the path `name`, or the photographs and folders that match it as a pattern."""
     if os.path.lexists(name):
         return [Path(name)]
     if not glob.has_magic(name):
         problems.append(f"no photograph or folder at {printable(name)}")
         return []
-    matches = sorted(map(Path, glob.glob(name, recursive=True)))
-    matches = [path for path in matches if path.is_dir() or path.suffix.lower() in Constants.IMAGE_ENDINGS]
+    matches = [path for path in sorted(map(Path, glob.glob(name, recursive=True))) if path.is_dir() or _is_photo(path)]
     if not matches:
         problems.append(f"no photograph matches {printable(name)}")
     return matches
 
 
-def _below(folder: Path, output: Path | None, problems: list[str]) -> list[Path]:
-    """The photographs of a folder, but for those below `output`."""
+def _photos_in(folder: Path, output: Path | None, problems: list[str]) -> list[Path]:
+    """Returns the photographs in a folder, except those below `output`."""
     try:
         next(folder.iterdir(), None)
     except OSError as error:
-        problems.append(f"cannot look into {printable(folder)}: {error.strerror}")
+        problems.append(f"cannot read the folder {printable(folder)}: {error.strerror}")
         return []
-    paths = sorted(find_photos(folder, skip=[output] if output else []))
-    if not paths:
+    found = sorted(find_photos(folder, skip=[output] if output else []))
+    if not found:
         problems.append(f"no photographs in {printable(folder)}: put some there, or name another folder")
-    return [folder / path for path in paths]
+    return [folder / name for name in found]
 
 
-def _is_something(path: Path) -> bool:
-    """Whether there is anything but an empty file, which a loss of power can have left."""
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in Constants.IMAGE_ENDINGS
+
+
+def _photo_stems(folder: Path) -> set[str]:
+    """Returns the names of the photographs in a folder, without their endings."""
     try:
-        status = os.lstat(path)
-    except OSError:
-        return False
-    return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
-
-
-def _stems(folder: Path) -> set[str]:
-    """The names without ending of the photographs in a folder."""
-    try:
-        parts = map(os.path.splitext, os.listdir(folder))
-        return {stem for stem, ending in parts if ending.lower() in Constants.IMAGE_ENDINGS}
+        return {path.stem for path in folder.iterdir() if _is_photo(path)}
     except OSError:
         return set()
+
+
+def _is_occupied(path: Path) -> bool:
+    """Returns whether there is anything but an empty file, which a power failure can leave."""
+    return os.path.lexists(path) and not (path.is_file() and path.stat().st_size == 0)

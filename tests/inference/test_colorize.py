@@ -1,4 +1,4 @@
-"""colorize.py from the command line: which photographs, which checkpoint, where the pictures go, what is said."""
+"""colorize.py from the command line: checkpoints, pictures, messages and exit codes."""
 
 import csv
 import os
@@ -10,338 +10,205 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers import ROOT, files_below, picture, without_privileges, write
 from PIL import Image
 
-from deepcolor.training import checkpoint
+from colorize import colorize, load
 
-pytest_plugins = ["survival"]
-
-PROGRAM = ROOT / "colorize.py"
-Color = Callable[..., object]
+Run = Callable[..., object]
 
 
 @pytest.fixture
 def album(tmp_path: Path) -> Path:
-    """Photographs in two folders, and what is no photograph."""
-    for number, name in enumerate(("one.jpg", "two.png", "sub/three.JPG", "sub/deeper/four.webp")):
-        write(tmp_path / "album" / name, picture(number, 40, 60))
-    (tmp_path / "album/notes.txt").write_text("no picture")
-    write(tmp_path / "album/.hidden.png", picture(9, 40, 60))
-    write(tmp_path / "album/.thumbnails/one.png", picture(9, 40, 60))
+    for number, name in enumerate(("one.jpg", "two.png", "sub/three.JPG", "sub/four.webp")):
+        write(tmp_path / "album" / name, picture(number, 40 + 30 * number, 60))
     return tmp_path / "album"
 
 
-def files(folder: Path) -> dict[str, object]:
-    """Everything below a folder, by its path in it."""
-    return {os.path.relpath(path, folder): what for path, what in files_below(folder).items()}
-
-
 def colored(folder: Path) -> list[str]:
-    """The colored pictures below a folder, each of which must be whole."""
+    """Returns the colored pictures below a folder, after checking that each is complete."""
     paths = sorted(folder.rglob("*_color.png"))
     for path in paths:
         Image.open(path).load()
     return [str(path.relative_to(folder)) for path in paths]
 
 
-# --- What is colored ------------------------------------------------------------------------------
+def only_line(result: object, code: int) -> str:
+    assert result.code == code, result.lines
+    (line,) = result.lines
+    return line
 
 
-def test_a_photograph_with_the_best_colorizer_of_the_last_sweep(sweep: Path, tmp_path: Path) -> None:
-    """As a user would: where the sweep was made, with no more than the photograph."""
+# --- What is colored -------------------------------------------------------------------------------
+
+
+def test_a_photograph_with_the_best_colorizer_of_the_sweep(sweep: Path, tmp_path: Path) -> None:
+    """As a user does it: in the folder of the sweep, with only the photograph."""
     shutil.copytree(sweep, tmp_path, dirs_exist_ok=True)
     write(tmp_path / "grandma.jpg", picture(1, 90, 120))
-    done = subprocess.run([sys.executable, PROGRAM, "grandma.jpg"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    command = [sys.executable, ROOT / "colorize.py", "grandma.jpg"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     assert colored(tmp_path) == ["grandma_color.png"]
     with open(sweep / "Plots/results.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["network"] == "colorizer"]
-    assert len(rows) == 4
-    assert min(rows, key=lambda row: float(row["val_mse"]))["checkpoint"] in done.stdout
-    assert "grandma_color.png" in done.stdout
+        errors = [float(row["val_mse"]) for row in csv.DictReader(file) if row["network"] == "colorizer"]
+    assert len(errors) == 4
+    assert "checkpoints/best_colorizer.pt (" in done.stdout
+    assert f"val mse {min(errors):.6f}, best of the sweep" in done.stdout
+    assert "colored 1 of 1: grandma_color.png" in done.stdout
 
 
-def test_the_checkpoint_that_is_named(color: Color, sweep: Path, tmp_path: Path) -> None:
-    """It says everything about itself: sigmoid and tanh come out differently, and near each other."""
-    pictures = {}
+def test_a_named_checkpoint(run_colorize: Run, sweep: Path, tmp_path: Path) -> None:
+    """Its activation decides what its output means: both give similar colors."""
+    pictures = []
     for activation in ("sigmoid", "tanh"):
         (path,) = (sweep / f"checkpoints/colorizer_{activation}").glob("epoch_3_*.pt")
-        photo = write(tmp_path / f"{activation}.png", picture(2, 60, 60))
-        said = color(photo, "--checkpoint", path)
-        assert said.code == 0
-        assert str(path) in said.out
-        pictures[activation] = np.asarray(Image.open(tmp_path / f"{activation}_color.png")).astype(int)
-    difference = np.abs(pictures["sigmoid"] - pictures["tanh"])
+        result = run_colorize(write(tmp_path / f"{activation}.png", picture(2, 60, 60)), "--checkpoint", path)
+        assert result.code == 0
+        assert f"with {path} ({activation}, 3 epochs)" in result.out
+        pictures.append(np.asarray(Image.open(tmp_path / f"{activation}_color.png")).astype(int))
+    difference = np.abs(pictures[0] - pictures[1])
     assert difference.max() > 0
     assert difference.mean() < 60
 
 
-def test_a_folder_beside_the_photographs(color: Color, album: Path) -> None:
-    before = files(album)
-    assert color(album).code == 0
-    expected = ["one_color.png", "sub/deeper/four_color.png", "sub/three_color.png", "two_color.png"]
-    assert colored(album) == expected
-    assert {path: what for path, what in files(album).items() if path not in expected} == before
-
-
-def test_a_folder_below_output_keeps_its_structure(color: Color, album: Path, tmp_path: Path) -> None:
-    before = files(album)
-    said = color(album, "--output", tmp_path / "new/out")
-    assert said.code == 0
-    assert said.lines == []
-    assert "colored 4 of 4" in said.out
-    expected = ["one_color.png", "sub/deeper/four_color.png", "sub/three_color.png", "two_color.png"]
+def test_a_folder_and_the_same_command_again(run_colorize: Run, album: Path, sweep: Path, tmp_path: Path) -> None:
+    """The pictures are the same, bit for bit, in a folder, alone, again and from Python."""
+    originals = files_below(album)
+    expected = ["one_color.png", "sub/four_color.png", "sub/three_color.png", "two_color.png"]
+    result = run_colorize(album, "--output", tmp_path / "new/out")
+    assert (result.code, result.lines) == (0, [])
+    assert "colored 4 of 4" in result.out
     assert colored(tmp_path / "new/out") == expected
-    assert files(album) == before
+    assert files_below(album) == originals
+    pictures = files_below(tmp_path / "new/out")
 
+    result = run_colorize(album, "--output", tmp_path / "new/out")
+    assert (result.code, result.out) == (0, "")
+    assert sorted(line.split()[1].rpartition("/out/")[2] for line in result.lines) == expected
+    assert all("--overwrite" in line for line in result.lines)
+    assert files_below(tmp_path / "new/out") == pictures
 
-def test_several_names_keep_what_lies_between_them(color: Color, album: Path, tmp_path: Path) -> None:
-    assert color(album / "one.jpg", album / "sub", "--output", tmp_path / "out").code == 0
-    assert colored(tmp_path / "out") == ["one_color.png", "sub/deeper/four_color.png", "sub/three_color.png"]
-
-
-def test_patterns_in_quotes(color: Color, album: Path, tmp_path: Path) -> None:
-    assert color(f"{album}/*.*", "--output", tmp_path / "a").code == 0
-    assert colored(tmp_path / "a") == ["one_color.png", "two_color.png"]  # and not the notes
-    assert color(f"{album}/**/t*", "--output", tmp_path / "b").code == 0
-    assert colored(tmp_path / "b") == ["sub/three_color.png", "two_color.png"]
-
-
-def test_a_photograph_named_twice_is_colored_once(color: Color, album: Path) -> None:
-    said = color(album / "one.jpg", album, album / "sub/../one.jpg", f"{album}/o*")
-    assert (said.code, said.lines) == (0, [])
-    assert "colored 4 of 4" in said.out
-
-
-def test_links_lead_anywhere_if_named_and_nowhere_else_if_found(color: Color, album: Path, tmp_path: Path) -> None:
-    (album / "inner.png").symlink_to(album / "two.png")
-    (album / "away").symlink_to(write(tmp_path / "other/x.png", picture(5, 40, 40)).parent)
-    (album / "outer.png").symlink_to(tmp_path / "other/x.png")
-    said = color(album, "--output", tmp_path / "out")
-    assert said.code == 1
-    (line,) = said.lines
-    assert "outer.png" in line
-    assert "out of the folder" in line
-    assert "inner_color.png" in colored(tmp_path / "out")
-    assert not (tmp_path / "out/away").exists()
-    assert color(album / "outer.png").code == 0
-    assert (album / "outer_color.png").exists()
-
-
-# --- Again -----------------------------------------------------------------------------------------
-
-
-def test_what_exists_is_kept_and_the_programs_own_pictures_are_not_colored(color: Color, album: Path) -> None:
-    assert color(album).code == 0
-    before = files(album)
-    write(album / "five.png", picture(5, 40, 60))
-    said = color(album)
-    assert said.code == 0
-    assert sorted(line.split()[1].rpartition("/")[2] for line in said.lines) == [
-        *("four_color.png", "one_color.png", "three_color.png", "two_color.png")
-    ]
-    assert all("--overwrite" in line for line in said.lines)
-    after = files(album)
-    assert {path: after[path] for path in before} == before
-    assert after.keys() - before.keys() == {"five.png", "five_color.png"}
-    assert color(*album.glob("*_color.png")).code == 2
-
-
-def test_overwrite_makes_it_anew(color: Color, album: Path) -> None:
-    (album / "one_color.png").write_text("mine")
-    said = color(album / "one.jpg")
-    assert said.code == 0
-    assert (album / "one_color.png").read_text() == "mine"
-    assert color(album / "one.jpg", "--overwrite").code == 0
-    assert colored(album) == ["one_color.png"]
-
-
-def test_an_empty_file_is_no_picture(color: Color, album: Path) -> None:
-    """A loss of power can leave one."""
-    (album / "one_color.png").touch()
-    assert color(album / "one.jpg").lines == []
-    assert colored(album) == ["one_color.png"]
-
-
-def test_a_picture_of_that_name_without_an_original_is_a_photograph(color: Color, tmp_path: Path) -> None:
-    assert color(write(tmp_path / "autumn_color.png", picture(1, 30, 30))).code == 0
-    assert colored(tmp_path) == ["autumn_color.png", "autumn_color_color.png"]
-
-
-def test_an_output_within_the_folder_is_not_colored_the_next_time(color: Color, album: Path) -> None:
-    for _ in range(2):
-        assert color(album, "--output", album / "out").code == 0
-    assert len(colored(album)) == 4
+    assert run_colorize(album, "--output", tmp_path / "new/out", "--overwrite").code == 0
+    assert run_colorize(album / "two.png").code == 0
+    again = {path: content for path, (content, _) in files_below(tmp_path / "new/out").items()}
+    assert again == {path: content for path, (content, _) in pictures.items()}
+    assert (album / "two_color.png").read_bytes() == (tmp_path / "new/out/two_color.png").read_bytes()
+    with Image.open(album / "two_color.png") as image:
+        assert np.array_equal(colorize(load(sweep, "cpu"), picture(1, 70, 60)), np.asarray(image))
+    assert only_line(run_colorize(album / "two_color.png"), 2).endswith("is a colored picture of this program")
 
 
 # --- Bad input -------------------------------------------------------------------------------------
 
 
-def test_twins_get_a_line_each_and_the_first_is_colored(color: Color, album: Path) -> None:
-    for ending in (".png", ".bmp"):
-        write(album / f"one{ending}", picture(7, 40, 60))
-    said = color(album)
-    assert said.code == 1
-    assert len(said.lines) == 2
-    assert all("one_color.png belongs to" in line and "one.bmp" in line for line in said.lines)
-    assert len(colored(album)) == 4
-
-
-def test_what_cannot_be_read_is_named_and_the_others_are_colored(color: Color, album: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_colored_is_named_and_the_others_are_colored(
+    run_colorize: Run, album: Path, tmp_path: Path
+) -> None:
     (album / "cut.jpg").write_bytes((album / "one.jpg").read_bytes()[:600])
-    (album / "text.png").write_text("no picture")
+    (album / "text.png").write_text("not a picture")
     (album / "line\nbreak.png").touch()
     os.mkfifo(album / "pipe.png")
-    said = color(album, album / "missing.jpg", f"{tmp_path}/*.gif", "--output", tmp_path / "out")
-    assert said.code == 1
-    assert len(said.lines) == 6
-    for words in (["cut.jpg"], ["text.png", "not an image"], ["break.png", "empty"], ["pipe.png", "regular"]):
-        assert sum(all(word in line for word in words) for line in said.lines) == 1, (words, said.lines)
-    assert sum("missing.jpg" in line for line in said.lines) == 1
-    assert sum(".gif" in line for line in said.lines) == 1
-    assert "colored 4 of 8" in said.out
-    assert len(colored(tmp_path / "out")) == 4
+    write(album / f"{'x' * 250}.png", picture(5))  # its colored picture would have too long a name
+    write(tmp_path / "other/x.png", picture(5, 40, 40))
+    (album / "inner.png").symlink_to(album / "two.png")
+    (album / "outer.png").symlink_to(tmp_path / "other/x.png")
+    (album / "away").symlink_to(tmp_path / "other")
+    result = run_colorize(album, album / "missing.jpg", f"{tmp_path}/*.gif", "--output", tmp_path / "out")
+    assert result.code == 1
+    reasons = {
+        "cut.jpg": "",
+        "text.png": "not an image",
+        "break.png": "empty",
+        "pipe.png": "not a regular file",
+        "xxx.png": "cannot be written",
+        "outer.png": "out of the folder",
+        "missing.jpg": "no photograph",
+        "*.gif": "no photograph matches",
+    }
+    assert len(result.lines) == len(reasons)
+    for name, reason in reasons.items():
+        assert sum(name in line and reason in line for line in result.lines) == 1, (name, result.lines)
+    assert "colored 5 of 11" in result.out
+    assert colored(tmp_path / "out") == [
+        *("inner_color.png", "one_color.png", "sub/four_color.png", "sub/three_color.png", "two_color.png")
+    ]
+    assert run_colorize(album / "outer.png").code == 0  # a link that is named may lead anywhere
 
 
-def nothing_named(folder: Path) -> list[object]:
-    return []
+def diverge(content: dict) -> None:
+    next(value for name, value in content["model"].items() if name.startswith("up."))[0] = float("nan")
 
 
-def missing(folder: Path) -> list[object]:
-    return [folder / "nowhere.jpg"]
-
-
-def empty_folder(folder: Path) -> list[object]:
-    (folder / "empty").mkdir()
-    return [folder / "empty"]
-
-
-def corrupt(folder: Path) -> list[object]:
-    (folder / "it.jpg").write_text("no picture")
-    return [folder / "it.jpg"]
-
-
-def output_is_a_file(folder: Path) -> list[object]:
-    (folder / "file").touch()
-    return [write(folder / "it.png", picture(1)), "--output", folder / "file"]
-
-
-def no_such_checkpoint(folder: Path) -> list[object]:
-    return [write(folder / "it.png", picture(1)), "--checkpoint", folder / "none.pt"]
-
-
-def no_checkpoint_yet(folder: Path) -> list[object]:
-    return [write(folder / "it.png", picture(1)), "--checkpoint", folder]
-
-
-def no_checkpoint_at_all(folder: Path) -> list[object]:
-    photo = write(folder / "it.png", picture(1))
-    return [photo, "--checkpoint", photo]
+UNUSABLE: dict[str, Callable[[dict], object]] = {
+    "diverged.pt": diverge,
+    "wider.pt": lambda content: content.update(feature_maps=4),
+    "absurd.pt": lambda content: content.update(feature_maps=10**9),
+    "unknown.pt": lambda content: content.update(activation="none"),
+    "incomplete.pt": lambda content: content["model"].popitem(),
+    "larger.pt": lambda content: content.update(image_size=256),
+    "regressor.pt": lambda content: content.update(network="regressor"),
+}
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (nothing_named, ["PHOTO_OR_FOLDER"]),
-        (missing, ["nowhere.jpg"]),
-        (empty_folder, ["empty", "no photographs"]),
-        (corrupt, ["it.jpg", "not an image"]),
-        (output_is_a_file, ["--output"]),
-        (no_such_checkpoint, ["none.pt"]),
-        (no_checkpoint_yet, ["main.py", "--checkpoint"]),
-        (no_checkpoint_at_all, ["it.png", "no checkpoint"]),
+        ([], ["PHOTO_OR_FOLDER"]),
+        (["nowhere.jpg"], ["nowhere.jpg"]),
+        (["empty"], ["empty", "no photographs"]),
+        (["corrupt.jpg"], ["corrupt.jpg", "not an image"]),
+        (["it.png", "--output", "corrupt.jpg"], ["--output", "corrupt.jpg"]),
+        (["it.png", "--checkpoint", "none.pt"], ["none.pt", "no checkpoint"]),
+        (["it.png", "--checkpoint", "empty"], ["no trained colorizer", "empty", "main.py", "--checkpoint"]),
+        (["it.png", "--checkpoint", "old"], ["main.py --report --output old", "best_colorizer.pt"]),
+        (["it.png", "--checkpoint", "it.png"], ["it.png", "not a checkpoint"]),
+        *((["it.png", "--checkpoint", name], [name]) for name in UNUSABLE),
     ],
+    ids=lambda value: " ".join(value),
 )
 def test_if_nothing_can_be_done_one_line_says_why(
-    color: Color, tmp_path: Path, arguments: Callable[[Path], list[object]], words: list[str]
+    run_colorize: Run,
+    sweep: Path,
+    change_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: list[str],
 ) -> None:
-    said = color(*arguments(tmp_path))
-    assert said.code == 2
-    (line,) = said.lines
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "it.png", picture(1))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt.jpg").write_text("not a picture")
+    if arguments[-1:] == ["old"]:
+        shutil.copytree(sweep / "checkpoints", tmp_path / "old/checkpoints")
+        (tmp_path / "old/checkpoints/best_colorizer.pt").unlink()
+    if arguments and arguments[-1] in UNUSABLE:
+        change_checkpoint(UNUSABLE[arguments[-1]], tmp_path / arguments[-1])
+    line = only_line(run_colorize(*arguments), 2)
     assert all(word in line for word in words), line
     assert colored(tmp_path) == []
 
 
-def changed(sweep: Path, path: Path, change: Callable[[dict], None]) -> Path:
-    """A colorizer's checkpoint with something changed."""
-    content = torch.load(next((sweep / "checkpoints/colorizer_tanh").glob("*.pt")), weights_only=True)
-    change(content)
-    checkpoint.save(content, path)
-    return path
-
-
-def test_a_checkpoint_that_an_earlier_version_wrote(color: Color, sweep: Path, tmp_path: Path) -> None:
-    def less(content: dict) -> None:
-        for key in ("metrics", "history", "fingerprint", "versions", "run", "swept"):
-            del content[key]
-
-    path = changed(sweep, tmp_path / "it.pt", less)
-    assert color(write(tmp_path / "it.png", picture(1)), "--checkpoint", path).code == 0
-
-
-def diverged(content: dict) -> None:
-    next(value for name, value in content["model"].items() if name.startswith("up."))[0] = float("nan")
-
-
-def wider(content: dict) -> None:
-    content["feature_maps"] = 4
-
-
-def absurd(content: dict) -> None:
-    content["feature_maps"] = 10**9
-
-
-def lacking(content: dict) -> None:
-    content["model"].popitem()
-
-
-def larger(content: dict) -> None:
-    content["image_size"] = 256
-
-
-@pytest.mark.parametrize("change", [diverged, wider, absurd, lacking, larger])
-def test_a_checkpoint_whose_weights_cannot_be_used(
-    color: Color, sweep: Path, tmp_path: Path, change: Callable[[dict], None]
+def test_a_checkpoint_of_an_older_version(
+    run_colorize: Run, change_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = changed(sweep, tmp_path / "it.pt", change)
-    said = color(write(tmp_path / "it.png", picture(1)), "--checkpoint", path)
-    assert said.code == 2
-    (line,) = said.lines
-    assert str(path) in line
+    def remove(content: dict) -> None:
+        for key in ("metrics", "history", "fingerprint", "versions", "run", "swept", "format_version"):
+            content.pop(key, None)
 
-
-def test_the_checkpoint_of_a_regressor(color: Color, earlier: Path, tmp_path: Path) -> None:
     photo = write(tmp_path / "it.png", picture(1))
-    (path,) = (earlier / "checkpoints/regressor").glob("*.pt")
-    for unfit, word in ((path, "regressor"), (earlier, "no trained colorizer")):
-        said = color(photo, "--checkpoint", unfit)
-        assert said.code == 2
-        (line,) = said.lines
-        assert word in line
-        assert str(unfit) in line
+    assert run_colorize(photo, "--checkpoint", change_checkpoint(remove, tmp_path / "it.pt")).code == 0
 
 
-def test_a_picture_that_cannot_be_written(color: Color, album: Path) -> None:
-    long = write(album / f"{'x' * 250}.png", picture(5, 40, 60))  # a name that leaves no room for a longer one
-    said = color(album)
-    assert said.code == 1
-    (line,) = said.lines
-    assert str(long) in line
-    assert "cannot be written" in line
-    assert len(colored(album)) == 4
-
-
-def test_a_folder_that_cannot_be_written(color: Color, album: Path) -> None:
+def test_a_folder_that_cannot_be_written(run_colorize: Run, album: Path) -> None:
     (album / "sub").chmod(0o555)
     with without_privileges():
-        beside = color(album / "sub/three.JPG")
-        below = color(album / "two.png", "--output", album / "sub")
+        lines = [
+            only_line(run_colorize(album / "sub/three.JPG"), 2),
+            only_line(run_colorize(album / "two.png", "--output", album / "sub"), 2),
+        ]
     (album / "sub").chmod(0o755)
-    for said, word in ((beside, "three.JPG"), (below, "--output")):
-        assert said.code == 2
-        (line,) = said.lines
+    for line, word in zip(lines, ("three.JPG", "--output")):
         assert word in line
         assert "ermission" in line

@@ -1,10 +1,8 @@
-"""colorize.py is stopped, or a process of it killed: what is finished is whole, and the same command does the rest."""
+"""colorize.py is stopped or one of its processes is killed: finished pictures are complete, and it can continue."""
 
 import contextlib
-import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,120 +11,118 @@ from helpers import ROOT, lines_of, picture, write
 from PIL import Image
 from survival import SECONDS_TO_STOP, Process, wait_until
 
-from deepcolor.common import signals
+from deepcolor.common.signals import STOPPED_MESSAGE
 
 pytest_plugins = ["survival"]
 
 PHOTOS = 40
-# The program, but for one step of the processes that it starts, which import this file as well.
-CHANGED = f"""
+# The worker processes import this file as well, so that they have the changed function too.
+PROGRAM = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from deepcolor.inference import pipeline
-step = pipeline._open
-def changed(task):
+read_file = pipeline.read_file
+def changed(path, root):
     {{change}}
-    return step(task)
-pipeline._open = changed
+    return read_file(path, root)
+pipeline.read_file = changed
 import colorize
+from deepcolor.common import cli, signals
 if __name__ == "__main__":
-    sys.exit(colorize.main())
+    signals.exit_on_signal()
+    cli.exit_now(colorize.main())
 """
 
 
 @pytest.fixture
-def command(sweep: Path, tmp_path: Path) -> list[object]:
-    """The flags that color some photographs, which takes a second."""
+def start(sweep: Path, tmp_path: Path) -> Callable[..., Process]:
+    """Starts colorize.py on photographs, with a statement inserted before each one is read."""
     for number in range(PHOTOS):
         write(tmp_path / f"photos/{number}.png", np.tile(picture(number), (4, 4, 1)), compress_level=1)
-    return [tmp_path / "photos", "--output", tmp_path / "out", "--checkpoint", sweep]
+
+    def run(change: str = "pass", name: str = "") -> Process:
+        program = tmp_path / "colorize.py"
+        program.write_text(PROGRAM.format(change=change))
+        flags = ("--output", tmp_path / "out", "--checkpoint", sweep, "--device", "cpu")
+        return Process(tmp_path / "photos" / name, *flags, cwd=tmp_path, program=program)
+
+    return run
 
 
-def colored(folder: Path) -> list[str]:
-    """The files below a folder, each of which must be a whole picture."""
-    for path in folder.iterdir():
+def colored(folder: Path) -> set[Path]:
+    """Returns the colored pictures, after checking that each is complete and that no other files are visible."""
+    paths = {path for path in folder.iterdir() if not path.name.startswith(".")}
+    for path in paths:
         Image.open(path).load()
-    return [path.name for path in folder.iterdir()]
+    return paths
 
 
-@contextlib.contextmanager
-def at_work(command: list[object], folder: Path, change: str = "") -> Iterator[Process]:
-    """The running program."""
-    program = ROOT / "colorize.py"
-    if change:
-        program = folder / "changed.py"
-        program.write_text(CHANGED.format(change=change))
-    with Process(*command, cwd=folder, program=program) as process:
-        yield process
+def processes(session: int) -> list[int]:
+    """Returns the living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, number = path.read_text().rpartition(")")[2].split()[:4]
+            found += [int(path.parent.name)] if int(number) == session and state != "Z" else []
+    return found
 
 
-def hands(process: Process) -> list[int]:
-    """The processes that it has started, and that do the work."""
-    found = Path(f"/proc/{process.pid}/task").glob("*/children")
-    pids = [pid for path in found for pid in path.read_text().split()]
-    return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def check_stopped(process: Process, number: signal.Signals, group: bool) -> None:
+    """Sends a signal: the program must end in time, with its one line and exit code, and so must its workers."""
+    assert process.stop(number, group) < SECONDS_TO_STOP
+    assert process.code == 128 + number
+    assert wait_until(lambda: not processes(process.pid))
+    lines = [line for line in lines_of(process.stderr, "colorize.py") if "is kept" not in line]
+    assert lines == [f"colorize.py: {STOPPED_MESSAGE}"]
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_stop_leaves_whole_pictures_and_the_same_command_does_the_rest(
-    color: Callable, command: list[object], tmp_path: Path, number: signal.Signals, group: bool
+def test_a_stop_leaves_complete_pictures_and_the_same_command_continues(
+    start: Callable[..., Process], tmp_path: Path
 ) -> None:
-    with at_work(command, tmp_path, "time.sleep(0.2)") as process:
-        assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))
-        assert process.stop(number, group) < SECONDS_TO_STOP
-        assert process.code == 128 + number
-        (line,) = lines_of(process.stderr, "colorize.py")
-        assert "goes on" in line
-    done = colored(tmp_path / "out")  # and nothing that is half written
-    assert 0 < len(done) < PHOTOS
-    said = color(*command)
-    assert said.code == 0
-    assert f"colored {PHOTOS - len(done)} of {PHOTOS - len(done)}" in said.out
+    done: set[Path] = set()
+    for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)):
+        with start("time.sleep(0.2)") as process:
+            assert wait_until(lambda: set(tmp_path.glob("out/*_color.png")) > done)  # noqa: B023
+            check_stopped(process, number, group)
+        done = colored(tmp_path / "out")
+        assert len(done) < PHOTOS
+    with start() as process:
+        assert process.finish() == 0
+        assert f"colored {PHOTOS - len(done)} of {PHOTOS - len(done)}" in process.stdout
     assert len(colored(tmp_path / "out")) == PHOTOS
 
 
-def test_a_stop_is_not_lost_where_a_library_makes_light_of_every_exception() -> None:
-    """As tqdm does, when it asks for the width of the terminal."""
-    with pytest.raises(signals.Interrupted), signals.raised(), contextlib.suppress(Exception):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-
-
-def test_a_stop_while_the_network_is_loaded(command: list[object], tmp_path: Path) -> None:
-    with at_work(command, tmp_path) as process:
+def test_a_stop_while_the_network_is_loaded(start: Callable[..., Process]) -> None:
+    with start() as process:
         assert wait_until(lambda: process.has_open("libtorch"))
-        assert process.stop(signal.SIGINT, group=True) < SECONDS_TO_STOP
-        assert process.code == 128 + signal.SIGINT
-        assert len(lines_of(process.stderr, "colorize.py")) == 1
+        check_stopped(process, signal.SIGINT, group=True)
 
 
-def test_a_stop_while_a_photograph_takes_long_to_decode(command: list[object], tmp_path: Path) -> None:
-    with at_work(command, tmp_path, "time.sleep(30)") as process:
+@pytest.mark.parametrize("name", ["", "0.png"], ids=["many", "one"])
+def test_a_stop_while_photographs_are_decoded(start: Callable[..., Process], name: str) -> None:
+    with start("time.sleep(60)", name) as process:
         process.wait_until_working()
-        assert process.stop(signal.SIGTERM) < SECONDS_TO_STOP
-        assert process.code == 128 + signal.SIGTERM
-        assert len(lines_of(process.stderr, "colorize.py")) == 1
+        check_stopped(process, signal.SIGTERM, group=False)
 
 
-def test_the_processes_end_with_a_program_that_is_killed(command: list[object], tmp_path: Path) -> None:
-    with at_work(command, tmp_path, "time.sleep(0.2)") as process:
+def test_the_workers_end_when_the_program_is_killed(start: Callable[..., Process], tmp_path: Path) -> None:
+    with start("time.sleep(0.2)") as process:
         assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))
-        pids = hands(process)
-        assert pids
+        assert len(processes(process.pid)) > 2
         process.kill(group=False)
-        assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=10)
+        assert wait_until(lambda: not processes(process.pid))
     colored(tmp_path / "out")
 
 
-def test_a_photograph_that_kills_its_process_is_named_and_the_others_are_colored(
-    command: list[object], tmp_path: Path
+def test_photographs_that_kill_their_process_are_named_and_the_others_are_colored(
+    start: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """And one that meets a defect of the program."""
-    deadly, defect = "name in ('7.png', '8.png') and os.kill(os.getpid(), 9)", "name == '9.png' and 1 / 0"
-    change = f"name = task.source.name; {deadly}; {defect}"
-    with at_work(command, tmp_path, change) as process:
+    deadly, defect = "path.name in ('7.png', '8.png') and os.kill(os.getpid(), 9)", "path.name == '9.png' and 1 / 0"
+    with start(f"{deadly}; {defect}") as process:
         assert process.finish() == 1, process.stderr
-        lines = {line.partition(": cannot")[2].split("/")[-1] for line in lines_of(process.stderr, "colorize.py")}
-    killed = "its process was killed, perhaps for want of memory"
+    lines = {
+        line.partition(": cannot color ")[2].rpartition("/")[2] for line in lines_of(process.stderr, "colorize.py")
+    }
+    killed = "its process was killed, perhaps because memory ran out"
     assert lines == {f"7.png: {killed}", f"8.png: {killed}", "9.png: ZeroDivisionError: division by zero"}
     assert len(colored(tmp_path / "out")) == PHOTOS - 3
