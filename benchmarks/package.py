@@ -1,179 +1,92 @@
-"""The package at work as a sweep has it at work, to be measured: as many training runs at once as it would choose."""
+"""The package side of throughput.py: what a worker of a sweep does."""
 
-import functools
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-from multiprocessing.connection import wait
 
 import common
 import torch
+from sides import SideProcess
+from torch import Tensor
 
-from deepcolor.data.batches import BatchSpec, TrainingBatches, loader
+from deepcolor.common.system import keep_freed_memory
+from deepcolor.data.batches import BatchSpec, loader
+from deepcolor.reporting.plots import loss_plot
 from deepcolor.sweep.sweep import Sweep
-from deepcolor.sweep.workers import Worker
-from deepcolor.training.checkpoint import RunPaths
-from deepcolor.training.config import TrainingRun
-from deepcolor.training.trainer import Progress, Trainer
+from deepcolor.training.callbacks import Callbacks
+from deepcolor.training.distributed import SINGLE_PROCESS
+from deepcolor.training.paths import RunPaths
 
-_PREFETCHED = 32  # batches held to measure the step alone
-_MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices whose product gives the peak
+_MATRIX_ROWS = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product gives the peak
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Package:
-    """The package's own workers, which train nothing but what they are asked to. A context manager."""
+class PackageProcess(SideProcess):
+    """Trains one run of a sweep. `number`: of the process, which decides on the run."""
 
-    name = "package"
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-        self.at_once = sweep.jobs(None, math.inf)
-        self.workers = [Worker(Measured(sweep)) for _ in range(self.at_once)]
-
-    def __enter__(self) -> "Package":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for worker in self.workers:
-            worker.hand(None)
-            worker.process.join(5)
-            worker.process.kill()
-            worker.process.join()
-
-    def _ask(self, *order: object, workers: int | None = None) -> list:
-        """What each worker answers to the same order, which all of them carry out at the same time."""
-        asked = self.workers[:workers]
-        for worker in asked:
-            worker.hand(order)
-        return self._answers(asked)
-
-    def _answers(self, asked: list[Worker]) -> list:
-        answers: dict[int, object] = {}
-        connections = {worker.connection: number for number, worker in enumerate(asked)}
-        while connections:
-            for connection in wait(list(connections)):
-                try:
-                    kind, *news = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    raise SystemExit("throughput.py: a worker of the package has died") from None
-                if kind == "done":
-                    answers[connections.pop(connection)] = news[0]
-        return [answers[number] for number in range(len(asked))]
+    def __init__(self, sweep: Sweep, number: int) -> None:
+        keep_freed_memory()
+        # A folder per process, because several can train the same run here.
+        self.sweep = replace(sweep, paths=RunPaths(sweep.paths.root / f"worker-{os.getpid()}"))
+        self.sweep.paths.prepare()
+        self.number = number
+        self.device = sweep.device
 
     def warm_up(self, network: str, seconds: float) -> float:
-        """Gets ready, off the clock, and returns the seconds of an epoch, roughly."""
-        members = [t for t in self.sweep.training_runs if t.network == network]
-        for number, worker in enumerate(self.workers):
-            worker.hand(("warm_up", members[number % len(members)], seconds))
-        return max(self._answers(self.workers))
+        runs = [run for run in self.sweep.training_runs if run.network == network]
+        self.trainer = self.sweep._trainer(runs[self.number % len(runs)], _LossPlots(self.sweep.paths))
+        self.steps = len(self.trainer.batches)
+        return common.per_call(self.train_epoch, self.device, seconds)
 
-    def epoch_seconds(self, network: str, epochs: int) -> float:
-        """Seconds per epoch, from the first worker's beginning to the last one's end: all of them trained that many."""
-        times = self._ask("epochs", network, epochs)
-        return (max(end for _, end in times) - min(begin for begin, _ in times)) / epochs
+    def train_epoch(self) -> None:
+        self.trainer.train_epoch()
 
-    def parts(self, network: str, seconds: float) -> dict[str, float]:
-        """Seconds per epoch of what an epoch consists of, each measured alone, in all workers at once."""
-        answers = self._ask("parts", network, seconds)
-        return {part: sum(answer[part] for answer in answers) / len(answers) for part in answers[0]}
+    def batches(self, augment: bool) -> Iterator[Sequence[Tensor]]:
+        self.trainer.model.train()
+        specs = self.trainer.batches
+        specs.set_epoch(self.trainer.epoch + 1)
+        batches = loader(self.trainer.data.train, specs if augment else [BatchSpec(spec.rows) for spec in specs])
+        return ([tensor.to(self.device) for tensor in batch] for batch in batches)
 
-    def finish_seconds(self, network: str) -> float:
-        """Seconds to score a model and write its files, all workers at once."""
-        return max(self._ask("finish", network))
+    def step(self, lightness: Tensor, ab: Tensor) -> None:
+        self.trainer.run_step(lightness, ab)
 
-    def peak(self, precision: str) -> float:
-        """FLOP/s of a large matrix product, with the processes and threads that train; on a GPU one process alone."""
-        return sum(self._ask("peak", precision, workers=1 if self.sweep.device.type == "cuda" else None))
+    def validate(self) -> None:
+        self.trainer.evaluate(self.trainer.data.val)
+        self.trainer.loss_sum.zero_()  # of the steps measured before
 
-    def memory(self) -> list[dict[str, int]]:
-        """The peak memory of each process, this one, which only waits for the workers, included, in bytes."""
-        return [*common.peak_memory(torch.device("cpu")), *self._ask("memory")]
+    def finish_seconds(self) -> float:
+        """Returns the seconds to score a model and write its files."""
+        epoch = self.trainer.training_run.snapshot_epochs[0]
+        self.trainer.finish(epoch)  # warm-up: the first picture of a process takes longer
+        start = common.clock(self.device)
+        self.trainer.finish(epoch)
+        return common.clock(self.device) - start
 
-
-class Measured:
-    """Takes the place of `Sweep.train` in a worker: does what it is asked, and answers with what it measured."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-        self.trainers: dict[str, Trainer] = {}
-
-    def __call__(self, order: tuple, progress: Progress) -> object:
-        name, *arguments = order
-        if name == "warm_up":
-            return self.warm_up(*arguments, progress)
-        return getattr(self, name)(*arguments)
-
-    def warm_up(self, training_run: TrainingRun, seconds: float, progress: Progress) -> float:
-        self.trainers.clear()
-        # Of its own: a sweep never trains the same training run twice at once, but here it may happen.
-        output = RunPaths(self.sweep.output.root / f"worker-{os.getpid()}")
-        output.prepare()
-        sweep = replace(self.sweep, output=output)
-        trainer = self.trainers[training_run.network] = sweep.trainer(training_run, progress)
-        return common.per_call(trainer.train_epoch, trainer.device, seconds)
-
-    def epochs(self, network: str, epochs: int) -> tuple[float, float]:
-        trainer = self.trainers[network]
-        began = common.clock(trainer.device)
-        for _ in range(epochs):
-            trainer.train_epoch()
-        return began, common.clock(trainer.device)
-
-    def parts(self, network: str, seconds: float) -> dict[str, float]:
-        trainer = self.trainers[network]
-        device, images = trainer.device, trainer.data.train
-        measure = functools.partial(common.per_call, device=device, seconds=seconds)
-
-        def data(batches: TrainingBatches | _Unaugmented) -> Iterator[tuple[torch.Tensor, ...]]:
-            trainer.batches.set_epoch(trainer.epoch + 1)
-            return (tuple(tensor.to(device) for tensor in batch) for batch in loader(images, batches))
-
-        def steps() -> None:
-            for batch in held:
-                trainer.take_step(*batch)
-
-        unaugmented = measure(lambda: [None for _ in data(_Unaugmented(trainer.batches))])
-        augmented = measure(lambda: [None for _ in data(trainer.batches)])
-        held = list(islice(data(trainer.batches), _PREFETCHED))
-        trainer.model.train()
-        step = measure(steps) * len(trainer.batches) / len(held)
-        trainer.squares.zero_()
-        return {
-            "loader": unaugmented,
-            "augmentation": augmented - unaugmented,
-            "step": step,
-            "validation": measure(lambda: trainer.evaluate(trainer.data.val)),
-        }
-
-    def finish(self, network: str) -> float:
-        trainer = self.trainers[network]
-        trainer.finish(trainer.training_run.snapshot_epochs[0])  # the first picture of a process takes longer
-        began = common.clock(trainer.device)
-        trainer.finish(trainer.training_run.snapshot_epochs[0])
-        return common.clock(trainer.device) - began
+    def save_seconds(self) -> float:
+        """Returns the seconds to save the state of the training run."""
+        start = common.clock(self.device)
+        self.trainer.save(0, SINGLE_PROCESS)
+        return common.clock(self.device) - start
 
     def peak(self, precision: str) -> float:
-        device = self.sweep.device
-        rows = _MATRIX[device.type]
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        left, right = (torch.randn(rows, rows, device=device).to(kind) for _ in range(2))
+        """Returns the FLOP/s of a large matrix product. On a GPU, only process 0 computes."""
+        if self.number and self.device.type == "cuda":
+            return 0.0
+        rows = _MATRIX_ROWS[self.device.type]
+        left, right = (torch.randn(rows, rows, device=self.device).to(_DTYPES[precision]) for _ in range(2))
         result = torch.empty_like(left)
-        return 2 * rows**3 / common.per_call(lambda: torch.mm(left, right, out=result), device, seconds=1)
+        return 2 * rows**3 / common.per_call(lambda: torch.mm(left, right, out=result), self.device, seconds=1)
 
-    def memory(self) -> dict[str, int]:
-        return common.peak_memory(self.sweep.device)[0]
+    def threads(self) -> int:
+        return torch.get_num_threads()
 
 
-class _Unaugmented:
-    """The same draws without their boxes: the images as they are."""
+class _LossPlots(Callbacks):
+    """Draws the plot of each model, which is part of the time to finish it."""
 
-    def __init__(self, batches: TrainingBatches) -> None:
-        self.batches = batches
+    def __init__(self, paths: RunPaths) -> None:
+        self.paths = paths
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[BatchSpec]:
-        return (BatchSpec(draw.rows) for draw in self.batches)
+    def model_scored(self, model: dict) -> None:
+        loss_plot(self.paths.plot(model["network"], model["activation"], model["run"], "loss.png"), model)

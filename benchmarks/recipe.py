@@ -1,140 +1,126 @@
-"""Measures what each part of `--recipe best` is worth: the recipe, and the recipe with one part taken back.
+"""Compares the test error of Colorizers that are trained in different ways.
 
     python3 benchmarks/recipe.py [--images DIR] [--epochs N] [--seeds S ...] [--only WORD ...] [--json FILE]
+    python3 benchmarks/recipe.py --compare precision [--images DIR] [--epochs N] [--seeds S ...] [--json FILE]
 
-Every variant trains a sigmoid Colorizer for the same number of epochs, from the same seeds.
+The first command compares `--recipe best` with the recipe after one change. The second one compares `deep` in float32
+with `deep` in bf16. Every variant trains a sigmoid Colorizer for the same number of epochs. With the same seed,
+networks of the same width start from the same weights. Evaluation is always in float32.
 """
 
-import argparse
+import math
 import sys
-from pathlib import Path
-from unittest.mock import patch
+import time
 
 import common
+import torch
+from common import show, spread
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import Constants
 from ColorizerManager import ColorizerManager
-from deepcolor.common import cli
-from deepcolor.common.system import keep_freed_memory
-from deepcolor.sweep.sweep import MANAGERS, Sweep
-from deepcolor.training.checkpoint import load_model
-from deepcolor.training.config import TrainingRun, expand_grid
-from utils import Grid, UserError, Utils
+from deepcolor.common.system import available_cores, keep_freed_memory
+from deepcolor.training.callbacks import Callbacks
+from deepcolor.training.config import TrainConfig, TrainingRun
+from utils import Utils
 
-# What is changed in the recipe; the first is what the report does.
-VARIANTS = {
-    "the report's: 3 maps, constant 0.001": None,
-    "best": {},
-    "constant learning rate 0.003": {"schedule": "constant", "warmup_steps": 0},
-    "constant learning rate 0.001": {"schedule": "constant", "warmup_steps": 0, "lr": 0.001},
-    "no warm-up": {"warmup_steps": 0},
-    "learning rate 0.001": {"lr": 0.001},
-    "learning rate 0.01": {"lr": 0.01},
-    "9 maps": {"feature_maps": 9},
-    "`deep`": {"feature_maps": Constants.NAMED_FEATURE_MAPS["deep"]},
-    "crops of 0.3 to 1 of the area": {"crop_area": 0.3},
-    "no crops": {"crop_area": 1.0},
-    "batches of 8": {"batch_size": 8},
-    "batches of 32": {"batch_size": 32},
-    "float32": {"precision": "fp32"},
-    "weight averaging": {"averaged": True},
-    "constant learning rate 0.003, weight averaging": {"schedule": "constant", "warmup_steps": 0, "averaged": True},
+BEST = {name: values[0] for name, values in Constants.RECIPES["best"].items() if name != "epoch"}
+CONSTANT = {**BEST, "schedule": "constant", "warmup_steps": 0}
+DEEP = {"feature_maps": Constants.NAMED_FEATURE_MAPS["deep"]}
+AVERAGED = "weight averaging"  # in the name of a variant
+# Name of a variant -> fields of TrainConfig.
+RECIPES = {
+    "best": BEST,
+    "the report's: 3 maps, constant 0.001": {},
+    "constant learning rate 0.003": CONSTANT,
+    "constant learning rate 0.001": {**CONSTANT, "lr": 0.001},
+    "no warm-up": {**BEST, "warmup_steps": 0},
+    "learning rate 0.001": {**BEST, "lr": 0.001},
+    "learning rate 0.01": {**BEST, "lr": 0.01},
+    "9 maps": {**BEST, "feature_maps": 9},
+    "`deep`": {**BEST, **DEEP},
+    "crops of 0.3 to 1 of the area": {**BEST, "crop_area": 0.3},
+    "no crops": {**BEST, "crop_area": 1.0},
+    "batches of 8": {**BEST, "batch_size": 8},
+    "batches of 32": {**BEST, "batch_size": 32},
+    "float32": {**BEST, "precision": "fp32"},
+    AVERAGED: BEST,
+    f"constant learning rate 0.003, {AVERAGED}": CONSTANT,
 }
-_DECAY = 0.99  # of the average, per step: it reaches back over some hundred steps
+PRECISIONS = {"float32": {**DEEP, "precision": "fp32"}, "bf16": {**DEEP, "precision": "bf16"}}
+COMPARISONS = {"recipe": RECIPES, "precision": PRECISIONS}  # the first variant of each is the reference
+_DECAY = 0.99  # per step, of the average, which thus reaches back over some hundred steps
 
 
-class Averaged(ColorizerManager):
-    """Scores, at the end, an exponential moving average of the weights and of the norms' statistics."""
+class AveragedColorizerManager(ColorizerManager):
+    """Scores an exponential moving average of the weights and of the statistics of the norms."""
 
-    def start(self) -> None:
-        super().start()
+    def initialize(self) -> None:
+        super().initialize()
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY), use_buffers=True)
-        take_step = self.take_step
+        run_step = self.run_step
 
-        def step(*batch: object) -> None:
-            take_step(*batch)
+        def run_and_average(*batch: torch.Tensor) -> None:
+            run_step(*batch)
             self.average.update_parameters(self.model)
 
-        self.take_step = step
+        self.run_step = run_and_average
 
     def finish(self, epoch: int) -> None:
         self.model = self.average.module
         super().finish(epoch)
 
 
-def arguments() -> argparse.Namespace:
-    parser = cli.Parser("recipe.py", description="The parts of --recipe best.")
-    add = parser.add_argument
-    add("--images", metavar="DIR", type=Path, help="photographs to train on (the built-in ones)")
-    add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training (60)")
-    add("--seeds", nargs="+", type=int, default=[0], help="a training of each variant for each (0)")
-    add("--only", nargs="+", metavar="WORD", default=[""], help="the variants whose name has one of these words (all)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
-    add("--json", metavar="FILE", type=Path, help="where to write all figures")
-    return parser.parse_args()
+class Result(Callbacks):
+    """Keeps the metrics of the finished model."""
+
+    def model_saved(self, model: dict) -> None:
+        self.metrics = model["metrics"]
 
 
-def training_run(change: dict | None, epochs: int, seed: int, precision: str) -> TrainingRun:
-    recipe = Constants.RECIPES["best"] if change is not None else {"lr": [Constants.LEARNING_RATES[0]]}
-    settings = {"precision": precision, **recipe, **(change or {}), "seed": seed}
-    lr = settings.pop("lr")
-    settings = {key: value for key, value in settings.items() if key not in ("epoch", "weight_decay", "averaged")}
-    grid = Grid(dict(lr=lr if isinstance(lr, list) else [lr], epoch=[epochs], weight_decay=[0]))
-    (found,) = expand_grid(grid, settings, ["colorizer"], ["sigmoid"])
-    return found
-
-
-def train(options: argparse.Namespace, images: common.Prepared) -> dict[str, dict[str, object]]:
-    """Test mse and seconds of every variant, one value for each seed. Raises UserError if a training fails."""
-    device = Utils.get_device(options.device)
-    precision = Utils.get_precision("auto", device)
-    found = {}
-    names = [name for name in VARIANTS if name == "best" or any(word in name for word in options.only)]
-    for number, name in enumerate(names):
-        print(f"{name} ({number + 1} of {len(names)})", file=sys.stderr)
-        change = VARIANTS[name]
-        manager = Averaged if change and change.get("averaged") else ColorizerManager
-        training_runs = [training_run(change, options.epochs, seed, precision) for seed in options.seeds]
-        metrics = []
-        for each in training_runs:
-            # One after the other into the same names: seeds are no part of a run's name here.
-            with patch.dict(MANAGERS, colorizer=manager):
-                if failures := Sweep([each], images.data, images.output, device, restart=True).run(1):
-                    raise UserError("; ".join(failures))
-            metrics.append(load_model(images.output.checkpoint(each, options.epochs))["metrics"])
-        found[name] = {
-            "test_mse": common.spread([m.get("test_mse", float("nan")) for m in metrics]),
-            "seconds": common.spread([m["seconds"] for m in metrics]),
-        }
-    return found
+def train(
+    name: str, fields: dict, seed: int, epochs: int, images: common.Prepared, device: torch.device
+) -> dict[str, object]:
+    """Trains a variant and returns its metrics."""
+    config = TrainConfig(**{"precision": Utils.get_precision("auto", device), **fields, "seed": seed})
+    torch.set_num_threads(available_cores() if Utils.is_wide(config.feature_maps) else 1)
+    manager = AveragedColorizerManager if AVERAGED in name else ColorizerManager
+    run, result = TrainingRun("colorizer", "sigmoid", config, (epochs,)), Result()
+    # Without the files of the variants before, which can have the same name.
+    manager(run, images.data.to(device), images.output, device, result, ignore_before=time.time()).train()
+    return result.metrics
 
 
 def main() -> None:
-    options = arguments()
+    parser = common.parser("recipe.py", "Compares ways to train a Colorizer.", images=None, device="auto", json=None)
+    add = parser.add_argument
+    add("--compare", choices=COMPARISONS, default="recipe", help="what varies (recipe)")
+    add("--epochs", metavar="N", type=common.at_least_one, default=60, help="epochs of each training run (60)")
+    add("--seeds", metavar="S", nargs="+", type=int, default=[0], help="train each variant with each of these (0)")
+    add("--only", metavar="WORD", nargs="+", default=[""], help="variants whose name contains one of these (all)")
+    options = parser.parse_args()
     common.check_json(options.json)
     keep_freed_memory()
-    device = Utils.get_device(options.device)
+    device, variants = Utils.get_device(options.device), COMPARISONS[options.compare]
+    reference, *others = variants
+    results: dict[str, dict] = {}
+    rows = []
     with common.prepared(options.images) as images:
-        results = train(options, images)
-        settings = {"epochs": options.epochs, "seeds": options.seeds, "images": images.describe()}
-        count = len(images.paths["train"])
-    best = results["best"]["test_mse"]["median"]
-    rows = [
-        [
-            name,
-            common.show(found["test_mse"], ".6f"),
-            f"{found['test_mse']['median'] / best - 1:+.1%}",
-            common.show(found["seconds"]),
-        ]
-        for name, found in results.items()
-    ]
-    head = ["recipe with this change", "test mse", "against best", "seconds"]
-    print(
-        f"{common.describe(device)}\n{options.epochs} epochs of {count} images, "
-        f"seeds {', '.join(map(str, options.seeds))}\n\n{common.markdown(head, rows)}"
-    )
-    common.write_json(options.json, {"settings": settings, "results": results}, device)
+        for name in (reference, *(name for name in others if any(word in name for word in options.only))):
+            print(f"training: {name}", file=sys.stderr)
+            metrics = [train(name, variants[name], seed, options.epochs, images, device) for seed in options.seeds]
+            mse = [each.get("test_mse", math.nan) for each in metrics]  # a model that diverged has none
+            results[name] = {"test_mse": spread(mse), "seconds": spread([each["seconds"] for each in metrics])}
+            pairs = zip(mse, results[reference]["test_mse"]["values"])
+            results[name]["relative_difference"] = spread([one / other - 1 for one, other in pairs])
+            cells = show(results[name]["relative_difference"], "+.1%"), show(results[name]["seconds"])
+            rows.append([name, *(f"{each:.6f}" for each in mse), *cells])
+    columns = [*(f"test mse, seed {seed}" for seed in options.seeds), f"against {reference}", "seconds"]
+    count, mean_color = len(images.paths["train"]), metrics[0]["mean_color_mse"]
+    print(f"{common.describe(device)}\n{options.epochs} epochs of {count} images; the mean color: {mean_color:.6f}\n")
+    print(common.markdown([options.compare, *columns], rows))
+    settings = {key: getattr(options, key) for key in ("compare", "epochs", "seeds")} | {"images": images.describe()}
+    common.write_json(options.json, {"settings": settings, "mean_color_mse": mean_color, "results": results}, device)
 
 
 if __name__ == "__main__":

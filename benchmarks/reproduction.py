@@ -1,13 +1,11 @@
-"""The tables of docs/reproduction.md, from what main.py left in its output folders.
+"""Prints the tables of docs/reproduction.md from the output folders of main.py.
 
     python3 benchmarks/reproduction.py FOLDER ...
 
-For every folder: the test mse of each combination, the best one of each network, and the study of the feature maps if
-there is one. Figures are in units of (ab + 128) / 255.
+For every folder: the test mse of each combination, the best combination of each network and activation, and the study
+of the feature maps if there is one. Errors are in units of (ab + 128) / 255.
 """
 
-import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,75 +13,74 @@ from pathlib import Path
 import common
 
 from deepcolor.common import cli
-from utils import UserError
+from deepcolor.reporting.results import best_of_each, has_finite_error, to_rows
+from deepcolor.sweep import feature_map_study
+from deepcolor.training.checkpoint import find_models
+from deepcolor.training.paths import RunPaths
+from utils import UserError, format_value
+
+# Heading -> column of results.csv and its format.
+_BEST = {
+    "learning rate": ("lr", "g"),
+    "epoch": ("epoch", "g"),
+    "weight decay": ("weight_decay", "g"),
+    "test mse": ("test_mse", ".6f"),
+    "mean color": ("mean_color_mse", ".6f"),
+    "PSNR": ("psnr", ".2f"),
+    "SSIM": ("ssim", ".2f"),
+    "ΔE": ("delta_e", ".2f"),
+    "chroma": ("chroma_ratio", ".2f"),
+    "seconds": ("seconds", ".0f"),
+}
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file. Raises UserError if it cannot be read."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give the --output folder of a finished run") from error
+def pivot(head: Sequence[str], cells: Sequence[tuple[tuple, dict, str]]) -> str:
+    """Returns a table with a column for each network and activation. `cells`: (start of the line, row, text)."""
+    lines: dict[tuple, dict[str, str]] = {}
+    for key, row, text in cells:
+        lines.setdefault(key, {})[f"{row['network']} {row['activation']}".strip()] = text
+    columns = list(dict.fromkeys(column for found in lines.values() for column in found))
+    rows = [[*map(format_value, key), *(found.get(name, "") for name in columns)] for key, found in lines.items()]
+    return common.markdown([*head, *columns], rows)
 
 
-def task(row: dict[str, str]) -> str:
-    return " ".join(filter(None, (row["network"], row["activation"])))
-
-
-def combinations(rows: Sequence[dict[str, str]]) -> str:
-    """A line for each combination, a column for each network and activation: the test mse."""
-    tasks = list(dict.fromkeys(map(task, rows)))
-    table: dict[tuple[str, ...], dict[str, str]] = {}
+def combinations(rows: Sequence[dict]) -> str:
+    """Returns the test mse of each combination."""
+    cells = []
     for row in rows:
-        score = f"{float(row['test_mse']):.6f}" if row["status"] == "done" else f"diverged ({row['diverged_epoch']})"
-        table.setdefault((row["lr"], row["epoch"], row["weight_decay"]), {})[task(row)] = score
-    lines = [[*key, *(found.get(name, "") for name in tasks)] for key, found in table.items()]
-    return common.markdown(["learning rate", "epoch", "weight decay", *tasks], lines)
+        text = f"{row['test_mse']:.6f}" if row["status"] == "done" else f"diverged ({row['diverged_epoch']})"
+        cells.append(((row["lr"], row["epoch"], row["weight_decay"]), row, text))
+    return pivot(["learning rate", "epoch", "weight decay"], cells)
 
 
-def best(rows: Sequence[dict[str, str]]) -> str:
-    """The best combination of each network and activation by the validation images, with its scores."""
-    winners: dict[str, dict[str, str]] = {}
-    for row in sorted((row for row in rows if row["status"] == "done"), key=lambda row: float(row["val_mse"])):
-        winners.setdefault(task(row), row)
-    lines = [
-        [
-            name,
-            row["lr"],
-            row["epoch"],
-            row["weight_decay"],
-            f"{float(row['test_mse']):.6f}",
-            f"{float(row['mean_color_mse']):.6f}",
-            *(f"{float(row[key]):.2f}" if row.get(key) else "" for key in ("psnr", "ssim", "delta_e", "chroma_ratio")),
-            f"{float(row['seconds']):.0f}",
-        ]
-        for name, row in winners.items()
-    ]
-    head = ["best", "learning rate", "epoch", "weight decay", "test mse", "mean color", "PSNR", "SSIM", "ΔE", "chroma"]
-    return common.markdown([*head, "seconds"], lines)
+def best(rows: Sequence[dict]) -> str:
+    """Returns the scores of the best combination of each network and activation by the validation images."""
+    lines = []
+    for task, row in best_of_each(rows).items():
+        cells = ("" if row[column] == "" else format(row[column], form) for column, form in _BEST.values())
+        lines.append([" ".join(task).strip(), *cells])
+    return common.markdown(["best", *_BEST], lines)
 
 
-def study(rows: Sequence[dict[str, str]]) -> str:
-    """The mean test mse, and its least and greatest, for every number of feature maps."""
-    tasks = list(dict.fromkeys(map(task, rows)))
-    table: dict[str, dict[str, str]] = {}
-    for row in rows:
-        mean, least, greatest = (f"{float(row[f'test_mse_{what}']):.6f}" for what in ("mean", "min", "max"))
-        table.setdefault(row["feature_maps"], {})[task(row)] = f"{mean} ({least} to {greatest})"
-    lines = [[maps, *(found.get(name, "") for name in tasks)] for maps, found in table.items()]
-    return common.markdown(["feature maps", *tasks], lines)
+def study(rows: Sequence[dict]) -> str:
+    """Returns the mean, minimum and maximum test mse for each number of feature maps."""
+    form = "{test_mse_mean:.6f} ({test_mse_min:.6f} to {test_mse_max:.6f})"
+    return pivot(["feature maps"], [((row["feature_maps"],), row, form.format_map(row)) for row in rows])
 
 
 def main() -> None:
-    parser = cli.Parser("reproduction.py", description="The tables of docs/reproduction.md.")
+    parser = cli.Parser("reproduction.py", "Prints the tables of docs/reproduction.md.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="an --output folder of main.py")
-    options: argparse.Namespace = parser.parse_args()
-    for folder in options.folders:
-        rows = read(folder / "Plots/results.csv")
-        print(f"## {folder.name}\n\n{combinations(rows)}\n\n{best(rows)}\n")
-        if (folder / "Plots/feature_maps.csv").exists():
-            print(f"{study(read(folder / 'Plots/feature_maps.csv'))}\n")
+    for folder in parser.parse_args().folders:
+        paths = RunPaths(folder)
+        models, _ = find_models(paths)
+        if not models:
+            raise UserError(f"no finished model below {folder}: give the --output folder of a finished run")
+        rows = to_rows(models)
+        print(f"## {folder.name}", combinations(rows), best(rows), sep="\n\n", end="\n\n")
+        if (paths.plots / "feature_maps.csv").exists():
+            finite = [model for model in models if has_finite_error(model["metrics"])]
+            print(study(feature_map_study.to_rows(finite)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Measures whether memory and time per image stay level from few images to many.
+"""Measures whether memory and time per image are the same for few and for many images.
 
     python3 benchmarks/scale.py [--images-count 1000 100000] [--json FILE]
 
-For each number of images: writes as many small JPEG files, no two alike, and, each in a fresh process, (1) builds
-the package's cache of them on all cores and trains three maps on images from all over the set, as a first run does;
-(2) opens the cache again and trains, as every later run does. 100,000 images take about 11 GB in the temporary
-folder (TMPDIR chooses it), which are removed at the end.
+For each number of images: writes as many small JPEG files, all different. Then, each in a fresh process: (1) decodes
+them into the cache on all cores and trains three maps on images from the whole set, as a first run does; (2) opens the
+cache again and trains, as every later run does. 100,000 images take about 11 GB in the temporary folder (TMPDIR), which
+are deleted at the end.
 
-Memory: "anonymous" is what the process itself holds; "resident" counts the pages of the mapped cache as well, which
-the system takes back whenever it needs them.
+Anonymous memory is what the process itself holds, without the pages of the mapped cache, which the system can take back
+at any time.
 """
 
-import argparse
+import contextlib
 import itertools
 import os
 import shutil
@@ -31,35 +31,29 @@ from PIL import Image
 from skimage.data import astronaut
 
 import Constants
-from deepcolor.common import cli
+from ColorizerManager import ColorizerManager
 from deepcolor.common.system import keep_freed_memory
 from deepcolor.data.batches import loader
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.data.lab_cache import RECORD_BYTES
-from deepcolor.reporting.progress import Silent
-from deepcolor.sweep.sweep import Sweep
-from deepcolor.training.checkpoint import RunPaths
+from deepcolor.training.callbacks import Callbacks
 from deepcolor.training.config import TrainConfig, TrainingRun
+from deepcolor.training.paths import RunPaths
 from utils import UserError
 
-_SIDE = 64  # pixels of a made photograph
-_FILE_BYTES = 4096  # that it takes on the disk
+CPU = torch.device("cpu")
+STEPS = 250  # of training, after a warm-up
+WARM_UP_STEPS = 25
+RUNS = ("first run", "later run")
+COLUMNS = ("open, ms per image", "train, ms per image", "anonymous memory, MB")
+_SIDE = 64  # pixels of a photograph
+_FILE_BYTES = 4096  # of a photograph on disk
 _PER_FOLDER = 1000
-_SECONDS_BETWEEN_LOOKS = 0.02  # at the memory in use
-
-
-def arguments() -> argparse.Namespace:
-    parser = cli.Parser("scale.py", description="Memory and time per image, few and many.")
-    add = parser.add_argument
-    many = {"nargs": "+", "type": common.at_least_one, "metavar": "N"}
-    add("--images-count", **many, default=[1000, 100_000], help="numbers of images to compare (1000 100000)")
-    add("--trained", metavar="N", type=common.at_least_one, default=4000, help="images to train on (4000)")
-    add("--json", metavar="FILE", type=Path, help="where to write all figures")
-    return parser.parse_args()
+_POLL_SECONDS = 0.02  # between two looks at the memory in use
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Small JPEG files: cuttings of a photograph, made unique by a block of pixels that spells the number."""
+    """Writes small JPEG files: crops of a photograph, made unique by a block of pixels that encodes the number."""
     random = np.random.default_rng(0)
     photograph = astronaut()
     for number in range(count):
@@ -72,50 +66,39 @@ def write_photographs(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(path, quality=75)
 
 
-class AnonymousPeak:
-    """The most anonymous memory of this process while it lasts, in bytes: the kernel keeps no peak of that."""
+@contextlib.contextmanager
+def anonymous_peak(peak: list[int]) -> Iterator[None]:
+    """Keeps `peak[0]` at the peak of the anonymous memory of this process. The kernel does not record it."""
+    ended = threading.Event()
 
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
+    def sample() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            peak[0] = max(peak[0], common.status_bytes("RssAnon") + common.status_bytes("RssShmem"))
 
-    def _look(self) -> None:
-        while not self.ended.wait(_SECONDS_BETWEEN_LOOKS):
-            self.bytes = max(self.bytes, common.status_bytes("RssAnon") + common.status_bytes("RssShmem"))
-
-    def __enter__(self) -> "AnonymousPeak":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.ended.set()
-        self.thread.join()
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
-def work(folder: Path, output: Path, trained: int) -> dict[str, float]:
-    """What a run does, in a process of its own: opens the images, decoding what is new, and trains."""
+def work(folder: Path, output: Path, count: int) -> dict[str, float]:
+    """Opens the images, which decodes new ones, and trains. Called in a fresh process. Returns a value per column."""
     keep_freed_memory()
-    with AnonymousPeak() as anonymous:
-        began = time.monotonic()
+    peak = [0]
+    with anonymous_peak(peak):
+        start = time.monotonic()
         data = LabDataModule.load(folder, output)
-        opened = time.monotonic() - began
-        resident = common.status_bytes("VmHWM")
-        training = train(data, output, trained)
-    return {
-        "open_seconds": opened,
-        "train_images_per_second": training,
-        "anonymous_peak": anonymous.bytes,
-        "resident_peak_after_opening": resident,
-        "resident_peak": common.status_bytes("VmHWM"),
-        "resident_at_end": common.status_bytes("VmRSS"),
-    }
+        opened = time.monotonic() - start
+        speed = train(data, RunPaths(output))
+    return dict(zip(COLUMNS, (1000 * opened / count, 1000 / speed, peak[0] / 1e6)))
 
 
-def train(data: LabDataModule, output: Path, count: int) -> float:
-    """Images per second of a three-map Colorizer over `count` images, drawn from the whole set as an epoch does."""
-    training_run = TrainingRun("colorizer", "sigmoid", TrainConfig(), (1,))
-    trainer = Sweep([training_run], data, RunPaths(output), torch.device("cpu")).trainer(training_run, Silent())
+def train(data: LabDataModule, paths: RunPaths) -> float:
+    """Returns the images per second of a Colorizer with three maps, trained on one thread."""
+    torch.set_num_threads(1)
+    run = TrainingRun("colorizer", "sigmoid", TrainConfig(), (1,))
+    trainer = ColorizerManager(run, data, paths, CPU, Callbacks())
     trainer.model.train()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -123,64 +106,54 @@ def train(data: LabDataModule, output: Path, count: int) -> float:
             trainer.batches.set_epoch(epoch)
             yield from loader(data.train, trainer.batches)
 
-    steps = -(-count // Constants.BATCH_SIZE)
-    warm_up = max(1, steps // 10)
     seen = 0
-    for number, (lightness, ab) in enumerate(itertools.islice(batches(), warm_up + steps)):
-        if number == warm_up:
-            began = time.monotonic()
-        trainer.take_step(lightness, ab)
-        seen += len(lightness) if number >= warm_up else 0
-    return seen / (time.monotonic() - began)
+    for number, (lightness, ab) in enumerate(itertools.islice(batches(), WARM_UP_STEPS + STEPS)):
+        if number == WARM_UP_STEPS:
+            start, seen = time.monotonic(), 0
+        trainer.run_step(lightness, ab)
+        seen += len(lightness)
+    return seen / (time.monotonic() - start)
 
 
-def measure(count: int, trained: int) -> dict[str, object]:
-    """A first and a later run over so many images, each in a fresh process."""
+def measure(count: int) -> dict[str, object]:
+    """Measures a first and a later run over so many images."""
     with tempfile.TemporaryDirectory(prefix="colorization-") as temporary:
         needed = count * (RECORD_BYTES + _FILE_BYTES)
         if shutil.disk_usage(temporary).free < needed:
             raise UserError(f"{count:,} images need {needed / 1e9:.1f} GB in {tempfile.gettempdir()}: set TMPDIR")
         folder, output = Path(temporary) / "images", Path(temporary) / "output"
         write_photographs(folder, count)
-        os.sync()  # so that writing them out is not part of what is measured
+        os.sync()  # so that the system does not write them while the runs are measured
         RunPaths(output).prepare()
         results: dict[str, object] = {"images": count}
-        for run in ("first run", "later run"):
+        for run in RUNS:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-                results[run] = fresh.submit(work, folder, output, trained).result()
+                results[run] = fresh.submit(work, folder, output, count).result()
     return results
 
 
 def table(measured: list[dict]) -> str:
-    """A row per number of images and run, and the last number against the first."""
-    head = ["images", "open, ms per image", "train, ms per image", "anonymous, MB", "resident, MB", "at the end, MB"]
+    """Returns a row for each number of images and run, and rows that compare the last number with the first."""
     rows = []
-    for run in ("first run", "later run"):
-        cells = [_cells(each["images"], each[run]) for each in measured]
-        for each, values in zip(measured, cells):
-            rows.append(
-                [f"{each['images']:,}, {run}", *(f"{v:,.3f}" for v in values[:2]), *(f"{v:,.0f}" for v in values[2:])]
-            )
-        (open_0, train_0, *memory_0), (open_1, train_1, *memory_1) = cells[0], cells[-1]
-        differences = (f"{b - a:+,.0f}" for a, b in zip(memory_0, memory_1))
-        rows.append(
-            [f"last against first, {run}", f"x {open_1 / open_0:.2f}", f"x {train_1 / train_0:.2f}", *differences]
-        )
-    return common.markdown(head, rows)
-
-
-def _cells(count: int, figures: dict[str, float]) -> list[float]:
-    memory = [figures[key] / 1e6 for key in ("anonymous_peak", "resident_peak", "resident_at_end")]
-    return [1000 * figures["open_seconds"] / count, 1000 / figures["train_images_per_second"], *memory]
+    for run in RUNS:
+        rows += [
+            [f"{each['images']:,}, {run}", *(f"{value:,.3f}" for value in each[run].values())] for each in measured
+        ]
+        ratios = (f"x {measured[-1][run][column] / measured[0][run][column]:.2f}" for column in COLUMNS)
+        rows.append([f"last against first, {run}", *ratios])
+    return common.markdown(["images", *COLUMNS], rows)
 
 
 def main() -> None:
-    options = arguments()
+    parser = common.parser("scale.py", "Compares few with many images.", json=None)
+    counts = {"nargs": "+", "type": common.at_least_one, "default": [1000, 100_000]}
+    parser.add_argument("--images-count", metavar="N", help="numbers of images to compare (1000 100000)", **counts)
+    options = parser.parse_args()
     common.check_json(options.json)
-    device = torch.device("cpu")
-    measured = [measure(count, options.trained) for count in options.images_count]
-    print(f"{common.describe(device)}\n\n{table(measured)}")
-    common.write_json(options.json, {"trained_images": options.trained, "results": measured}, device)
+    measured = [measure(count) for count in options.images_count]
+    print(common.describe(CPU), table(measured), sep="\n\n")
+    content = {"trained_images": STEPS * Constants.BATCH_SIZE, "results": measured}
+    common.write_json(options.json, content, CPU)
 
 
 if __name__ == "__main__":
