@@ -1,9 +1,6 @@
-"""A real Slurm of one machine, for tests: on loopback only, its files in a temporary folder.
+"""A real Slurm on this machine for tests: on loopback only, with its files in a temporary folder.
 
-Where it is not installed, Debian's packages are, if root runs the tests and apt-get is there. REQUIRE_SLURM=1 makes a
-test fail that would be skipped for want of it; REQUIRE_SLURM=0 neither installs nor starts anything.
-
-PYTEST_DONT_REWRITE: the tests import this file before pytest takes it for the plugin that it is as well.
+If it is not installed, root installs Debian's packages with apt-get.
 """
 
 import contextlib
@@ -18,12 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from survival import figure, wait_until
+from survival import wait_until
 
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
-CPUS = 16  # that the node claims, whatever the machine has: nothing waits for a free one
+CPUS = 16  # of a node, whatever the machine has, so that no job waits for a free one
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where the daemons are
 _POLICY = Path("/usr/sbin/policy-rc.d")  # asked by packages whether they may start their daemons
 _INSTALLING_SECONDS = 300
@@ -63,7 +59,7 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port}\n"
 HOST = socket.gethostname().partition(".")[0]
 SECOND = f"{HOST}-second"
-# What makes a daemon believe that it is on that host, where it is allowed: $1 is a list of hosts that knows it.
+# Starts a daemon under that host name, if this is permitted. $1 is a hosts file that contains the name.
 _ON_SECOND = (
     "unshare",
     "--uts",
@@ -78,11 +74,11 @@ hostname {SECOND} && mount --bind "$1" /etc/hosts && shift && exec "$@"
 
 
 class Unavailable(Exception):
-    """Slurm cannot be had here. The message is the reason."""
+    """Slurm cannot be installed here. The message is the reason."""
 
 
 def install() -> None:
-    """Sees to it that Slurm is there. Raises Unavailable."""
+    """Installs Slurm if it is missing. Raises Unavailable."""
     if not _missing():
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -113,7 +109,7 @@ def _apt_get(*arguments: str) -> subprocess.CompletedProcess:
 
 @contextlib.contextmanager
 def _no_services() -> Iterator[None]:
-    """Within, no package starts a daemon."""
+    """While entered, no package starts a daemon."""
     if _POLICY.exists():
         yield
         return
@@ -134,16 +130,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 class Slurm:
-    """A cluster of one node, or two where that can be, on this machine: two pretended GPUs each, no accounting.
-
-    Use it in a `with`.
-    """
+    """A cluster of one node, or of two if this machine permits it, with two pretended GPUs each. A context manager."""
 
     def __init__(self) -> None:
-        # Short: a socket's path may have 107 characters.
+        # A short path: that of a socket can have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.daemons: list[subprocess.Popen] = []
-        self.submitted = 0
         hosts = self.folder / "hosts"
         hosts.write_text(f"127.0.0.1 localhost {HOST} {SECOND}\n")
         self.on_second = [*_ON_SECOND, str(hosts)]
@@ -165,7 +157,7 @@ class Slurm:
     def __exit__(self, *error: object) -> None:
         try:
             if len(self.daemons) > 2:
-                # What the jobs have started ends with them, not with the daemons.
+                # The daemons do not end the processes of jobs.
                 self.call("scancel", "--full", "--user", self.call("id", "-un").strip(), check=False)
                 wait_until(lambda: not self.call("squeue", "--noheader", check=False).strip(), 20)
         finally:
@@ -207,7 +199,7 @@ class Slurm:
         self._until(lambda: self.call("sinfo", "-h", "-N", "-o", "%T", check=False).split() == idle, "Slurm")
 
     def _daemon(self, *command: str) -> None:
-        """Starts it as a child of this process; it ends with it, even if that is killed."""
+        """Starts a child of this process that ends with it, even if it is killed."""
         tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         with open(self.folder / f"{command[0]}-{len(self.daemons)}.out", "wb") as log:
             self.daemons.append(
@@ -224,7 +216,7 @@ class Slurm:
             raise RuntimeError(f"{name} does not start:\n" + "\n".join(path.read_text()[-2000:] for path in logs))
 
     def call(self, *command: object, check: bool = True, **options: object) -> str:
-        """What a command says on stdout. Raises CalledProcessError if it fails and `check` is true."""
+        """Runs a command and returns its stdout. Raises AssertionError if it fails and `check` is true."""
         done = subprocess.run(
             list(map(str, command)), env=self.environment, capture_output=True, text=True, check=False, **options
         )
@@ -233,56 +225,30 @@ class Slurm:
         return done.stdout
 
     def submit(self, *arguments: object, cwd: Path) -> int:
-        """`sbatch` with these arguments; returns the number of the job."""
-        self.submitted += 1
+        """Calls `sbatch` and returns the id of the job."""
         return int(self.call("sbatch", "--parsable", *arguments, cwd=cwd).strip().partition(";")[0])
 
     def running(self, job: int) -> list[str]:
-        """The states of the tasks of a job that have not ended."""
+        """Returns the states of the tasks of a job that have not ended."""
         return self.call("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}", check=False).split()
 
     def wait(self, *jobs: int, seconds: float = 120) -> None:
-        """Until the jobs have ended."""
+        """Waits until the jobs have ended."""
         deadline = time.monotonic() + seconds
         while any(map(self.running, jobs)):
             assert time.monotonic() < deadline, self.call("squeue")
             time.sleep(0.1)
 
     def show(self, job: object) -> dict[str, str]:
-        """What `scontrol show job` knows of one job or task: key -> value."""
+        """Returns what `scontrol show job` prints about one job or task: key -> value."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", job)))
 
     def ended(self, job: object) -> tuple[str, str]:
-        """The state and the exit code of a job or task that has ended."""
+        """Returns the state and the exit code of a job or task that has ended."""
         shown = self.show(job)
         return shown["JobState"], shown["ExitCode"]
 
     def log(self, folder: Path, job: object) -> str:
-        """What a job or task of run_regressor.sh has said, which was submitted in this folder."""
-        return (folder / f"colorization-{self.show(job)['JobId']}.log").read_text()
-
-
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
-    """A Slurm that runs. Skips the test with the reason where there can be none."""
-    requested = os.environ.get("REQUIRE_SLURM", "")
-    if requested == "0":
-        pytest.skip("REQUIRE_SLURM=0")
-    try:
-        install()
-    except (Unavailable, OSError, subprocess.TimeoutExpired) as error:
-        if requested:
-            pytest.fail(f"REQUIRE_SLURM={requested}: {error}")
-        pytest.skip(str(error))
-    with Slurm() as running:
-        yield running
-        version = running.call("sinfo", "--version").strip()
-    figure(f"{version}, {len(running.nodes)} node(s): {running.submitted} times sbatch, {sum(_seconds):.0f} s")
-
-
-_seconds: list[float] = []  # of each phase of the tests of Slurm
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if "test_slurm" in report.nodeid:
-        _seconds.append(report.duration)
+        """Returns the log of a job or task of run_regressor.sh that was submitted in this folder, or ""."""
+        path = folder / f"colorization-{self.show(job)['JobId']}.log"
+        return path.read_text() if path.exists() else ""

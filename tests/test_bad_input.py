@@ -1,4 +1,4 @@
-"""Bad input: one line that says what is wrong, exit code 2, and nothing of an earlier run lost."""
+"""Bad input: one line that says what is wrong, exit code 2, and earlier results are unchanged."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,11 +30,19 @@ IMPOSSIBLE = [
     ("--batch-size 0", "batch"),
     ("--copies 0", "augment_repeats"),
     ("--seed -1", "seed"),
-    ("--device tpu", "device"),
+    ("--optimizer lion", "adam or adamw or sgd"),
+    ("--dropout 1", "dropout"),
+    ("--dropout -0.1", "dropout"),
+    ("--schedule linear", "schedule"),
+    ("--warmup-steps -1", "warmup"),
+    ("--crop-area 0", "crop"),
     ("--precision fp8", "precision"),
+    ("--device tpu", "device"),
     ("--recipe worst", "recipe"),
     ("--jobs 0", "jobs"),
+    ("--jobs many", "jobs"),
     ("--epochs 3", "--epochs"),
+    ("--part 0/2", "--part"),
     ("stray", "stray"),
 ]
 
@@ -55,17 +63,15 @@ def test_cuda_without_a_gpu(
     assert "cpu" in line
 
 
-def test_a_missing_images_folder(fails: Callable[..., str], untouched: Path, tmp_path: Path) -> None:
-    assert str(tmp_path / "nowhere") in fails("--images", tmp_path / "nowhere", "--output", untouched, *SHORT)
-
-
-def test_a_file_in_place_of_the_images_folder(fails: Callable[..., str], untouched: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "photo.png", picture(0))
-    assert "folder" in fails("--images", file, "--output", untouched, *SHORT)
-
-
-def test_an_images_folder_whose_name_is_too_long(fails: Callable[..., str], untouched: Path, tmp_path: Path) -> None:
-    assert "--images" in fails("--images", tmp_path / ("x" * 300), "--output", untouched, *SHORT)
+@pytest.mark.parametrize(
+    ("images", "word"), [("nowhere", "nowhere"), ("photo.png", "folder"), ("x" * 300, "--images")], ids=len
+)
+def test_an_images_folder_that_is_none(
+    fails: Callable[..., str], untouched: Path, tmp_path: Path, images: str, word: str
+) -> None:
+    """It is missing, it is a file, or its name is too long."""
+    write(tmp_path / "photo.png", picture(0))
+    assert word in fails("--images", tmp_path / images, "--output", untouched, *SHORT)
 
 
 @pytest.mark.parametrize("names", [[], ["notes.txt"], ["broken.png"], ["broken.png", "sub/empty.jpg"]], ids=str)
@@ -90,7 +96,7 @@ def test_fewer_images_than_subsets(fails: Callable[..., str], untouched: Path, t
 
 @pytest.fixture
 def closed_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder of photographs whose permissions a test takes away; given back at the end."""
+    """A folder of photographs whose permissions a test changes. They are restored at the end."""
     for number in range(3):
         write(tmp_path / "closed/images" / f"{number}.png", picture(number))
     yield tmp_path / "closed"
@@ -125,7 +131,7 @@ def test_an_output_folder_without_permission(fails: Callable[..., str], closed_f
 
 
 @pytest.mark.parametrize("below", ["file", "file/out", "x" * 300])
-def test_an_output_folder_that_cannot_be_made(
+def test_an_output_folder_that_cannot_be_created(
     fails: Callable[..., str], photos: Path, tmp_path: Path, below: str
 ) -> None:
     (tmp_path / "file").write_text("mine")

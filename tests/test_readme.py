@@ -1,19 +1,31 @@
-"""Every command of the README works, in its order, in a fresh copy of the project."""
+"""README.md and docs/: the commands run, the links lead somewhere, the tables of flags are those of the parsers."""
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, picture, write
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
-# Without its options; tests/test_slurm.py has the real one, which copies the script to a folder of its own as well.
+import colorize
+import main
+from deepcolor.training.config import TrainConfig
+from utils import format_value
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data/README.md"]
+COMMANDS = [
+    line
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
+    for line in block.splitlines()
+]
+# Without its options. It copies the script to a folder of its own, as Slurm does.
 SBATCH = """#!/bin/sh
 while [ "${1#--}" != "$1" ]; do shift; done
 cp "$1" "$(dirname "$0")/slurm_script"
@@ -25,7 +37,7 @@ SMALL = {"LEARNING_RATES": [0.001], "EPOCHS": [1, 2], "WEIGHT_DECAYS": [0]}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as a user has it after cloning, but for a grid that takes seconds; some photographs; an sbatch."""
+    """The project after cloning, with a grid that takes seconds, some photographs and an sbatch."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "*.pt"))
     shutil.rmtree(folder / "data" / "train")
@@ -45,21 +57,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def environment(project: Path) -> dict[str, str]:
-    """Where pip finds everything that the requirements ask for installed already, and pytest only collects."""
-    site = sysconfig.get_paths()["purelib"]
-    return {
+@pytest.mark.slow
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_a_command_works(command: str, project: Path) -> None:
+    """In the order of the pages. pip finds all requirements installed, and pytest only collects."""
+    environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PYTEST_"))},
         "PATH": f"{project / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": site,
+        "PYTHONPATH": sysconfig.get_paths()["purelib"],
         "PIP_NO_INDEX": "1",
         "PYTEST_ADDOPTS": "--collect-only",
     }
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(command: str, project: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         ["bash", "-c", command], cwd=project, env=environment, capture_output=True, text=True, timeout=280
     )
@@ -67,16 +75,35 @@ def test_a_command_of_the_readme_works(command: str, project: Path, environment:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("program", ["main.py", "colorize.py"])
-def test_the_readme_names_every_flag(program: str) -> None:
-    usage = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    flags = set(re.findall(r"--[a-z-]+", usage.stdout)) - {"--help"}
-    assert flags <= set(re.findall(r"--[a-z-]+", README))
-    assert flags
+def flag_rows(page: str) -> list[list[str]]:
+    """Returns the cells of every row of a table on the page that starts with a flag."""
+    rows = re.findall(r"^\| (`--.*) \|$", (ROOT / page).read_text(), re.M)
+    return [re.split(r"(?<!\\)\|", row) for row in rows]
 
 
-def test_the_pictures_and_files_that_the_readme_shows_exist() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).is_file(), link
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    return sorted(flag for flag in flags if flag not in ("-h", "--help"))
+
+
+@pytest.mark.parametrize(("page", "program"), [("docs/training.md", main), ("docs/colorize.md", colorize)])
+def test_the_table_of_flags_is_that_of_the_parser(page: str, program: object) -> None:
+    listed = [flag for first, *_ in flag_rows(page) for flag in re.findall("--[a-z-]+", first)]
+    assert sorted(listed) == flags_of(program.parser())
+
+
+def test_the_table_of_hyperparameters_has_their_defaults() -> None:
+    defaults = {re.search("--[a-z-]+", row[0])[0]: row[-1].strip(" `") for row in flag_rows("docs/training.md")}
+    for field in fields(TrainConfig):
+        flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+        expected = {"lr": "Table 1", "weight_decay": "Table 1", "precision": "auto"}
+        assert defaults[flag] == expected.get(field.name, format_value(field.default)), flag
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_lead_to_files(page: Path) -> None:
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    missing = [link for link in links if not link.startswith("https://") and not (page.parent / link).exists()]
+    paths = re.findall(r"`((?:deepcolor|tests|benchmarks|docs)/[\w/.]*)`", text)
+    assert missing + [path for path in paths if not (ROOT / path).exists()] == []

@@ -57,7 +57,8 @@ def evaluations(data: LabDataModule, context: DistributedContext) -> Results:
     default = Constants.EVALUATION_BATCH
     for task, size, subset in product(TASKS, (default, 1), SUBSETS):
         Constants.EVALUATION_BATCH = size
-        found[task, size, subset] = build(task, data, context).evaluate(getattr(data, subset))
+        trainer = build(task, data, context)
+        found[task, size, subset] = trainer.evaluate(getattr(trainer.data, subset))
     Constants.EVALUATION_BATCH = default
     return found
 
@@ -81,7 +82,7 @@ def communication(data: LabDataModule, context: DistributedContext) -> Results:
         "errors": [raised(error) for error in (UserError("text"), OSError(28, "full"), Interrupted(15))],
         "sum_on_main": (context.sum_on_main(tensor).tolist(), tensor.tolist()),
         "sync_stop": [context.sync_stop(15 * context.rank, due=context.rank == rank) for rank in (0, 1)],
-        "sync_stop between": context.sync_stop(15, due=True, step=Constants.AGREE_STEPS + 1),
+        "sync_stop between": context.sync_stop(15, due=True, step=Constants.SYNC_STEPS + 1),
         "local_device": context.local_device(torch.device("cpu")),
     }
 

@@ -1,161 +1,272 @@
-"""Sweeps by `run_regressor.sh` through the `sbatch` of a real Slurm: whole, in parts, stopped, requeued, failing."""
+"""`sbatch run_regressor.sh` on a real Slurm: arguments and GPUs, arrays, time limits, preemption, failures, ranks."""
 
+import json
+import os
 import re
 import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, copy_program
-from slurm import Slurm
-from survival import kept, losses, wait_until
+from slurm import Slurm, Unavailable, install
+from survival import contents, differences, wait_until
 
-pytest_plugins = ["slurm", "survival"]
+pytestmark = pytest.mark.slow
 
 SCRIPT = "run_regressor.sh"
-# Two networks, two learning rates: four training runs, long enough to be stopped within.
+# Two networks, two learning rates: four training runs, long enough to be stopped.
 FLAGS = "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 60 --batch-size 4".split()
-TASKS = [f"{network}/epoch_2_lr_{lr}_" for network in ("regressor", "colorizer_sigmoid") for lr in ("0.003", "0.001")]
+FINISHED = re.compile(r"^(\w+ epoch_\S+): val mse", re.MULTILINE)
+DONE = ("COMPLETED", "0:0")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """A running Slurm. Skips the test if there can be none, unless REQUIRE_SLURM is set."""
+    required = os.environ.get("REQUIRE_SLURM", "")
+    if required == "0":
+        pytest.skip("REQUIRE_SLURM=0")
+    try:
+        install()
+    except (Unavailable, OSError, subprocess.TimeoutExpired) as error:
+        if required:
+            pytest.fail(f"REQUIRE_SLURM={required}: {error}")
+        pytest.skip(str(error))
+    with Slurm() as running:
+        yield running
+
+
+# --- With a stand-in for main.py ---------------------------------------------------------------------
+
+# Writes down how it was called, and ends as it is told to.
+STAND_IN = """
+import json, os, sys
+from pathlib import Path
+names = ("SLURM_", "SRUN_", "CUDA_", "VIRTUAL_ENV")
+call = {"arguments": sys.argv[1:], "cwd": os.getcwd(),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(names)}}
+Path(f"call-{os.environ['SLURM_JOB_ID']}.json").write_text(json.dumps(call))
+sys.exit(int(os.environ.get("END_WITH", 0)))
+"""
+# Under torchrun: every process adds its rank to those of all others, and waits for the signal.
+DISTRIBUTED = """
+import json, os, signal, sys, time
+from pathlib import Path
+received = []
+signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.tensor(dist.get_rank())
+dist.all_reduce(total)
+call = {"arguments": sys.argv[1:], "ranks": dist.get_world_size(), "sum": total.item(),
+        "node": os.environ["SLURMD_NODENAME"], "local": os.environ["LOCAL_RANK"]}
+Path(f"call-{dist.get_rank()}.json").write_text(json.dumps(call))
+dist.destroy_process_group()
+deadline = time.monotonic() + 60
+while not received and time.monotonic() < deadline:
+    time.sleep(0.1)
+sys.exit(not received)
+"""
+Calls = Callable[[], list[dict]]
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Calls:
+    """Creates a project whose main.py writes down how it is called; returns what it wrote."""
+    shutil.copy(ROOT / SCRIPT, tmp_path)
+    (tmp_path / "main.py").write_text(STAND_IN)
+    return lambda: [json.loads(path.read_text()) for path in sorted(tmp_path.glob("call-*.json"))]
+
+
+def test_arguments_gpu_and_processors_reach_the_program(slurm: Slurm, tmp_path: Path, calls: Calls) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text("export VIRTUAL_ENV=mine\n")
+    given = ["--output", "my results", "--lr", "0.1", "$HOME *", "", 'a "quoted" word', "--plan"]
+    job = slurm.submit(SCRIPT, *given, cwd=tmp_path)
+    slurm.wait(job)
+    assert slurm.ended(job) == DONE, slurm.log(tmp_path, job)
+    (call,) = calls()
+    environment = call["environment"]
+    assert (call["arguments"], call["cwd"]) == (given, str(tmp_path))
+    assert environment["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+    assert environment["SLURM_CPUS_PER_TASK"] == environment["SRUN_CPUS_PER_TASK"] == "4"
+    assert environment["VIRTUAL_ENV"] == "mine"
+
+
+def test_a_user_s_own_flags_of_sbatch_and_the_exit_code(slurm: Slurm, tmp_path: Path, calls: Calls) -> None:
+    own = ("--gpus=0", "--account=somebody", "--mail-user=nobody@localhost", "--time=5", "--cpus-per-task=2")
+    job = slurm.submit(*own, "--partition=test", "--export=ALL,END_WITH=2", SCRIPT, cwd=tmp_path)
+    slurm.wait(job)
+    assert slurm.ended(job) == ("FAILED", "2:0"), slurm.log(tmp_path, job)
+    (call,) = calls()
+    assert "CUDA_VISIBLE_DEVICES" not in call["environment"]
+    assert call["environment"]["SLURM_CPUS_PER_TASK"] == "2"
+
+
+def test_called_from_elsewhere_it_says_where_to_call_it(slurm: Slurm, tmp_path: Path) -> None:
+    job = slurm.submit(ROOT / SCRIPT, cwd=tmp_path)
+    slurm.wait(job)
+    assert slurm.ended(job) == ("FAILED", "2:0")
+    assert "call sbatch from the project's folder\n" in slurm.log(tmp_path, job)
+
+
+def test_the_gpus_of_two_nodes_train_together(slurm: Slurm, tmp_path: Path, calls: Calls) -> None:
+    """A torchrun on each node, a process for each GPU: all of them meet, and the signal reaches them."""
+    if len(slurm.nodes) < 2:
+        pytest.skip("this machine cannot act as a second host")
+    (tmp_path / "main.py").write_text(DISTRIBUTED)
+    ranks = 4
+    job = slurm.submit("--nodes=2", f"--gpus={ranks}", SCRIPT, "--output", "my results", cwd=tmp_path)
+    assert wait_until(lambda: len(calls()) == ranks), slurm.log(tmp_path, job)
+    slurm.call("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait(job)
+    assert slurm.ended(job) == DONE, slurm.log(tmp_path, job)
+    seen = calls()
+    assert [(call["ranks"], call["sum"]) for call in seen] == [(ranks, sum(range(ranks)))] * ranks
+    assert sorted((call["node"], call["local"]) for call in seen) == [(n, i) for n in slurm.nodes for i in "01"]
+    assert {tuple(call["arguments"]) for call in seen} == {("--output", "my results")}
+
+
+# --- Sweeps ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, where sbatch is called and logs are written."""
+    """The program, in the folder from which sbatch is called."""
     folder = tmp_path_factory.mktemp("project")
     copy_program(folder)
     shutil.copy(ROOT / SCRIPT, folder)
     return folder
 
 
-def logs(slurm: Slurm, folder: Path, array: int, tasks: list[int]) -> dict[int, str]:
-    """What each task of an array has said."""
-    return {task: slurm.log(folder, f"{array}_{task}") for task in tasks}
-
-
 @pytest.fixture(scope="module")
-def single(slurm: Slurm, project: Path, photos: Path) -> dict[str, object]:
-    """What one job comes to that nobody disturbs. Its output folder has a name with a blank."""
+def expected(slurm: Slurm, project: Path, photos: Path) -> dict[str, object]:
+    """The result of one job. Its output folder has a space in its name."""
     job = slurm.submit(SCRIPT, "--images", photos, "--output", "a single run", *FLAGS, cwd=project)
     slurm.wait(job)
     said = slurm.log(project, job)
-    assert slurm.ended(job) == ("COMPLETED", "0:0"), said
+    assert slurm.ended(job) == DONE, said
     assert "Best colorizer sigmoid" in said
-    files = kept(project / "a single run")
-    assert sum(name.endswith(".pt") for name in files) == 8
-    return files
+    return contents(project / "a single run")
 
 
-def test_an_array_is_the_whole_sweep(slurm: Slurm, project: Path, photos: Path, single: dict[str, object]) -> None:
-    """Of odd size, from 1 on in steps of 2; all start at the same moment."""
-    tasks = [1, 3, 5]
-    job = slurm.submit("--array=1-5:2", SCRIPT, "--images", photos, "--output", "array", *FLAGS, cwd=project)
+def logs(slurm: Slurm, folder: Path, array: int, tasks: list[int]) -> dict[int, str]:
+    return {task: slurm.log(folder, f"{array}_{task}") for task in tasks}
+
+
+@pytest.mark.parametrize("array", ["0,3,7", "0-5%2"])
+def test_an_array_of_any_indices_is_the_whole_sweep(
+    slurm: Slurm, project: Path, photos: Path, expected: dict[str, object], array: str
+) -> None:
+    """Fewer tasks than training runs, and more."""
+    tasks = [0, 3, 7] if array == "0,3,7" else [0, 1, 2, 3, 4, 5]
+    output = f"array {len(tasks)}"
+    job = slurm.submit(f"--array={array}", SCRIPT, "--images", photos, "--output", output, *FLAGS, cwd=project)
     slurm.wait(job)
     said = logs(slurm, project, job, tasks)
-    assert {task: slurm.ended(f"{job}_{task}") for task in tasks} == dict.fromkeys(tasks, ("COMPLETED", "0:0")), said
-    assert [re.search("^part (.*?): ", said[task], re.M)[1] for task in tasks] == ["0/3", "1/3", "2/3"]
-    done = re.findall(r"^(\w+ epoch_\S+): val mse", "".join(said.values()), re.M)
-    assert len(done) == len(set(done)) == 8
-    assert losses(project / "array", single) == []
+    assert {task: slurm.ended(f"{job}_{task}") for task in tasks} == dict.fromkeys(tasks, DONE), said
+    finished = FINISHED.findall("".join(said.values()))
+    assert len(finished) == len(set(finished)) == 8
+    assert differences(project / output, expected) == []
 
 
-def test_told_that_the_time_is_nearly_over_a_task_saves_and_goes_on_in_the_queue(
-    slurm: Slurm, project: Path, photos: Path, single: dict[str, object]
+def test_near_its_time_limit_a_task_saves_and_continues_after_requeueing_itself(
+    slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
 ) -> None:
-    """In whichever way the signal is sent. The last task has the array's number for its own, and is not the array."""
-    job = slurm.submit("--array=0-3", SCRIPT, "--images", photos, "--output", "signalled", *FLAGS, cwd=project)
+    """However the signal is sent."""
     ways = {1: ["--full"], 2: [], 3: ["--batch"]}
+    job = slurm.submit("--array=1-3", SCRIPT, "--images", photos, "--output", "signaled", *FLAGS, cwd=project)
     waiting = set(ways)
 
-    def signal_who_trains() -> bool:
+    def signal_what_trains() -> bool:
         for task in sorted(waiting):
-            if list((project / "signalled/checkpoints").glob(f"{TASKS[task]}*")):
+            if FINISHED.search(slurm.log(project, f"{job}_{task}")):  # the first of two snapshots
                 slurm.call("scancel", "--signal=USR1", *ways[task], f"{job}_{task}")
                 waiting.remove(task)
         return not waiting
 
-    assert wait_until(signal_who_trains)
+    assert wait_until(signal_what_trains)
     slurm.wait(job)
-    said = logs(slurm, project, job, [0, 1, 2, 3])
-    for task, lines in said.items():
-        assert slurm.ended(f"{job}_{task}") == ("COMPLETED", "0:0"), lines
-        times = 2 if task in ways else 1
-        assert slurm.show(f"{job}_{task}")["Restarts"] == str(times - 1)
-        assert lines.count(f"part {task}/4: ") == times, lines  # the second after the first: appended
-        assert lines.count(f"job {job}_{task} is in the queue again") == times - 1
-        assert "Traceback" not in lines
-        assert "anew" not in lines
-    assert losses(project / "signalled", single) == []
+    for task, said in logs(slurm, project, job, [1, 2, 3]).items():
+        assert slurm.ended(f"{job}_{task}") == DONE, said
+        assert slurm.show(f"{job}_{task}")["Restarts"] == "1"
+        assert said.count("8 combinations in 4 training runs") == 2, said  # appended to the same log
+        assert said.count(f"requeued job {job}_{task}") == 1
+        assert "Traceback" not in said
+        assert "from the beginning, changed" not in said
+    assert differences(project / "signaled", expected) == []
 
 
-def stop_in_the_middle(slurm: Slurm, folder: Path, job: int, *command: str) -> None:
-    """Calls the command with the job as soon as this has a result and is training on."""
+def stop_during_training(slurm: Slurm, folder: Path, job: int, *command: str) -> None:
+    """Calls the command with the job once a Colorizer has one of its two snapshots."""
     assert wait_until(lambda: list((folder / "checkpoints/colorizer_sigmoid").glob("epoch_2_*.pt")))
     slurm.call(*command, job)
 
 
-def test_a_preempted_job_ends_with_the_same_weights(
-    slurm: Slurm, project: Path, photos: Path, single: dict[str, object]
+def test_a_preempted_job_has_the_same_result(
+    slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
 ) -> None:
-    """`scontrol requeue` does what preemption does. --restart has been asked for once, not at each new start."""
-    command = [SCRIPT, "--images", photos, "--output", "preempted", *FLAGS, "--restart"]
-    job = slurm.submit(*command, cwd=project)
-    stop_in_the_middle(slurm, project / "preempted", job, "scontrol", "requeue")
+    """`scontrol requeue` does what preemption does. --restart counts once, not at each new start."""
+    job = slurm.submit(SCRIPT, "--images", photos, "--output", "preempted", *FLAGS, "--restart", cwd=project)
+    stop_during_training(slurm, project / "preempted", job, "scontrol", "requeue")
     slurm.wait(job)
     said = slurm.log(project, job)
-    assert slurm.ended(job) == ("COMPLETED", "0:0"), said
+    assert slurm.ended(job) == DONE, said
     assert slurm.show(job)["Restarts"] == "1"
     assert said.count("8 combinations in 4 training runs") == 2
-    assert said.count("main.py: stopped; the same command goes on") == 1
+    assert said.count("main.py: stopped; the same command continues") == 1
     assert "Traceback" not in said
-    done = re.findall(r"^(\w+ epoch_\S+): val mse", said, re.M)
-    assert len(done) == len(set(done)) == 8
-    assert losses(project / "preempted", single) == []
+    finished = FINISHED.findall(said)
+    assert len(finished) == len(set(finished)) == 8
+    assert differences(project / "preempted", expected) == []
 
 
-def test_a_job_that_may_not_be_requeued_says_so(slurm: Slurm, project: Path, photos: Path) -> None:
+def test_a_job_that_must_not_be_requeued_says_so(slurm: Slurm, project: Path, photos: Path) -> None:
     flags = [*FLAGS, "--network", "colorizer"]
     job = slurm.submit("--no-requeue", SCRIPT, "--images", photos, "--output", "alone", *flags, cwd=project)
-    stop_in_the_middle(slurm, project / "alone", job, "scancel", "--signal=USR1")
+    stop_during_training(slurm, project / "alone", job, "scancel", "--signal=USR1")
     slurm.wait(job)
     assert slurm.ended(job) == ("FAILED", "1:0")
     (line,) = (line for line in slurm.log(project, job).splitlines() if line.startswith("main.py: "))
     assert f"saved, but Slurm does not requeue job {job}: Requested operation is presently disabled" in line
 
 
-def test_a_task_that_fails_harms_no_other(slurm: Slurm, project: Path, photos: Path, single: dict[str, object]) -> None:
-    """A folder stands where task 1 wants to write a model. Once it is gone, that task alone is submitted again."""
-    (obstacle,) = (name for name in single if "regressor/epoch_60_lr_0.001" in name and name.endswith(".pt"))
+def test_a_run_that_fails_harms_no_other(
+    slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
+) -> None:
+    """A folder is where a model should be written. Once it is gone, one task does what is missing."""
+    (obstacle,) = (name for name in expected if "regressor/epoch_60_lr_0.001" in name and name.endswith(".pt"))
     (project / "failing" / obstacle).mkdir(parents=True)
     command = [SCRIPT, "--images", photos, "--output", "failing", *FLAGS]
     job = slurm.submit("--array=0-1", *command, cwd=project)
     slurm.wait(job)
-    said = logs(slurm, project, job, [0, 1])
-    assert slurm.ended(f"{job}_0") == ("COMPLETED", "0:0"), said[0]
-    assert slurm.ended(f"{job}_1") == ("FAILED", "1:0"), said[1]
-    assert "main.py: failed: regressor lr_0.001_weight_decay_0: " in said[1]
-    assert "colorizer_sigmoid epoch_60_lr_0.001_weight_decay_0: val mse" in said[1]
-    assert re.search(r"^not finished yet: [1-7] of 8 combinations", said[1], re.M)
-    assert not (project / "failing/Plots/results.csv").exists()
+    said = "".join(logs(slurm, project, job, [0, 1]).values())
+    assert ("FAILED", "1:0") in [slurm.ended(f"{job}_{task}") for task in (0, 1)], said
+    assert "main.py: failed: regressor lr_0.001_weight_decay_0: " in said
+    assert len(set(FINISHED.findall(said))) == 7
     (project / "failing" / obstacle).rmdir()
     again = slurm.submit("--array=1", *command, cwd=project)
     slurm.wait(again)
-    assert slurm.ended(f"{again}_1") == ("COMPLETED", "0:0")
-    done = re.findall(r"^(\w+ epoch_\S+): val mse", slurm.log(project, again), re.M)
-    assert done == ["regressor epoch_60_lr_0.001_weight_decay_0"]
-    assert losses(project / "failing", single) == []
+    assert slurm.ended(f"{again}_1") == DONE
+    assert FINISHED.findall(slurm.log(project, again)) == ["regressor epoch_60_lr_0.001_weight_decay_0"]
+    assert differences(project / "failing", expected) == []
 
 
-def test_ranks_that_train_together_save_and_go_on_in_the_queue(
-    slurm: Slurm, project: Path, photos: Path, tmp_path: Path
+def test_ranks_that_train_together_save_and_continue_after_requeueing(
+    slurm: Slurm, project: Path, photos: Path
 ) -> None:
     """Two pretended GPUs are two ranks, which train on the CPU. One of them requeues the job."""
     command = [SCRIPT, "--images", photos, *FLAGS, "--network", "colorizer", "--lr", "0.003", "--output"]
-    left_alone, stopped = (slurm.submit("--gpus=2", *command, name, cwd=project) for name in ("pair", "stopped pair"))
-    stop_in_the_middle(slurm, project / "stopped pair", stopped, "scancel", "--signal=USR1")
-    slurm.wait(left_alone, stopped)
+    undisturbed, stopped = (slurm.submit("--gpus=2", *command, name, cwd=project) for name in ("pair", "stopped pair"))
+    stop_during_training(slurm, project / "stopped pair", stopped, "scancel", "--signal=USR1")
+    slurm.wait(undisturbed, stopped)
     said = slurm.log(project, stopped)
-    for job in (left_alone, stopped):
-        assert slurm.ended(job) == ("COMPLETED", "0:0"), said
+    for job in (undisturbed, stopped):
+        assert slurm.ended(job) == DONE, said
     assert slurm.show(stopped)["Restarts"] == "1"
     assert said.count("2 ranks") == 2
-    assert said.count(f"job {stopped} is in the queue again") == 1
-    assert losses(project / "stopped pair", kept(project / "pair")) == []
+    assert said.count(f"requeued job {stopped}") == 1
+    assert differences(project / "stopped pair", contents(project / "pair")) == []

@@ -1,4 +1,4 @@
-"""Checkpoints that are not what they seem: refused in one line, never executed, and in nobody's way."""
+"""Files that are not the checkpoints they seem to be: refused in one line, never executed, and in nobody's way."""
 
 import contextlib
 import os
@@ -9,20 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SHORT, TASKS, Silent, manager, picture, plain, train, write
-from survival import apart, figure, kept, losses
+from helpers import SHORT, TASKS, SilentCallbacks, manager, picture, plain, write
+from survival import contents, result_of
 
 import main
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.training import checkpoint
-from deepcolor.training.trainer import Interrupted
+from deepcolor.training.trainer import Interrupted, Trainer
 from utils import UserError
-
-pytest_plugins = ["survival"]
 
 
 class Payload:
-    """Unpickled without care, it makes a file."""
+    """Creates a folder if it is unpickled without care."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,45 +29,42 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def as_torch(content: object, path: Path) -> None:
+def save_as_torch(content: object, path: Path) -> None:
     torch.save(content, path)
 
 
-def as_old_torch(content: object, path: Path) -> None:
+def save_as_old_torch(content: object, path: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def as_pickle(content: object, path: Path) -> None:
+def save_as_pickle(content: object, path: Path) -> None:
     path.write_bytes(pickle.dumps(content))
 
 
-@pytest.mark.parametrize("save", [as_torch, as_old_torch, as_pickle], ids=lambda save: save.__name__)
 def test_code_in_a_checkpoint_is_never_run(
-    earlier: Path, photos: Path, tmp_path: Path, save: Callable[[object, Path], None], capsys: pytest.CaptureFixture
+    earlier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    whole = kept(earlier)
     shutil.copytree(earlier, tmp_path / "out")
-    paths = list((tmp_path / "out/checkpoints").rglob("*.pt"))
-    assert len(paths) == 2  # a model and a state
-    for path in paths:
-        save({**torch.load(path), "payload": Payload(tmp_path / "executed")}, path)
-        for load in (checkpoint.load, checkpoint.load_model):
-            with pytest.raises(UserError, match=path.name):
-                load(path)
+    paths = sorted((tmp_path / "out/checkpoints").rglob("*.pt"))
+    assert len(paths) == 3  # the model, the same as the best one, and a state
+    content = {path: torch.load(path, weights_only=True) for path in paths}
+    for save in (save_as_old_torch, save_as_pickle, save_as_torch):
+        for path in paths:
+            save({**content[path], "payload": Payload(tmp_path / "executed")}, path)
+            for load in (checkpoint.load, checkpoint.load_model, checkpoint.load_usable, checkpoint.load_state):
+                with pytest.raises(UserError, match=path.name):
+                    load(path)
     assert main.main(["--output", str(tmp_path / "out"), "--report"]) == 2
-    assert main.main(["--images", str(photos), "--output", str(tmp_path / "out"), *SHORT]) == 0
+    assert result_of(tmp_path / "out", "--images", photos, *SHORT) == contents(earlier)
+    assert "Traceback" not in "".join(capsys.readouterr())
     assert not (tmp_path / "executed").exists()
-    said = capsys.readouterr()
-    assert "Traceback" not in said.out + said.err
-    assert losses(tmp_path / "out", whole) == []
-    # Proof that the payload is one.
-    save({"payload": Payload(tmp_path / "executed")}, tmp_path / "it.pt")
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError):  # proof that the payload is one
+        save_as_torch({"payload": Payload(tmp_path / "executed")}, tmp_path / "it.pt")
         torch.load(tmp_path / "it.pt", weights_only=False)
     assert (tmp_path / "executed").exists()
 
 
-# --- The saved state -------------------------------------------------------------------------------
+# --- States ----------------------------------------------------------------------------------------
 
 
 def without(key: str) -> Callable[[dict], None]:
@@ -80,29 +75,34 @@ def instead(key: str, value: object) -> Callable[[dict], None]:
     return lambda state: state.update({key: value})
 
 
-def of_other_shape(state: dict) -> None:
+def with_other_shapes(state: dict) -> None:
     state["model"] = {name: torch.zeros(7, 7) for name in state["model"]}
 
 
-def optimizer_of_other_shape(state: dict) -> None:
+def with_other_optimizer_shapes(state: dict) -> None:
     for moments in state["optimizer"]["state"].values():
         moments["exp_avg"] = torch.zeros(2, 2)
 
 
-def optimizer_of_another_kind(state: dict) -> None:
+def with_another_optimizer(state: dict) -> None:
     state["optimizer"] = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1).state_dict()
 
 
+def without_a_moment(state: dict) -> None:
+    del state["optimizer"]["state"][0]["exp_avg"]
+
+
+KEYS = "model optimizer epoch batch loss_sum history seconds diverged fingerprint".split()
 CHANGES = {
-    **{f"no {key}": without(key) for key in ("model", "optimizer", "epoch", "batch", "loss_sum", "history", "seconds")},
-    "no diverged": without("diverged"),
-    "no fingerprint": without("fingerprint"),
-    "model of other shape": of_other_shape,
-    "optimizer of other shape": optimizer_of_other_shape,
-    "optimizer of another kind": optimizer_of_another_kind,
+    **{f"no {key}": without(key) for key in KEYS},
+    "model of other shapes": with_other_shapes,
+    "optimizer of other shapes": with_other_optimizer_shapes,
+    "another optimizer": with_another_optimizer,
+    "optimizer without a moment": without_a_moment,
     "model is text": instead("model", "text"),
     "model is empty": instead("model", {}),
     "optimizer is a number": instead("optimizer", 7),
+    "optimizer is empty": instead("optimizer", {}),
     "epoch is text": instead("epoch", "two"),
     "epoch is negative": instead("epoch", -3),
     "epoch is a fraction": instead("epoch", 0.5),
@@ -118,60 +118,68 @@ CHANGES = {
     "diverged is text": instead("diverged", "yes"),
     "fingerprint is text": instead("fingerprint", "mine"),
     "absurd feature maps": lambda state: state["fingerprint"].update(feature_maps=10**12),
+    "newer version": instead("format_version", 99),
 }
 
 
 @pytest.fixture(scope="module")
 def interrupted(data: LabDataModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a training left that was interrupted in its second epoch of three."""
+    """The output of a run that was interrupted in its second epoch."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.raises(Interrupted):
-        manager(TASKS[0], data, folder, (3,), Silent(stop_after=1.5), batch_size=4).train()
+        manager(TASKS[0], data, folder, (3,), SilentCallbacks(stop_after=1.5), batch_size=4).train()
     return folder
 
 
-@pytest.fixture(scope="module")
-def whole(data: LabDataModule, tmp_path_factory: pytest.TempPathFactory) -> object:
-    return plain(train(TASKS[0], data, tmp_path_factory.mktemp("whole"), 3, batch_size=4))
+def state_of(trainer: Trainer) -> object:
+    """Everything that decides how the training continues."""
+    values = trainer.model.state_dict(), trainer.optimizer.state_dict()["state"], trainer.loss_sum.item()
+    return plain([*values, trainer.epoch, trainer.batch, trainer.history, trainer.diverged, trainer.seconds])
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_state_that_is_not_as_it_should_be_starts_anew(
-    data: LabDataModule, interrupted: Path, whole: object, tmp_path: Path, change: Callable[[dict], None]
+def test_a_state_with_wrong_content_is_not_used(
+    data: LabDataModule, interrupted: Path, tmp_path: Path, change: Callable[[dict], None]
 ) -> None:
     shutil.copytree(interrupted, tmp_path / "out")
     (path,) = (tmp_path / "out").rglob(".state/*.pt")
-    state = torch.load(path)
+    undamaged = manager(TASKS[0], data, tmp_path / "out", (3,), batch_size=4)
+    undamaged.resume()
+    assert undamaged.epoch == 1 and undamaged.batch > 1
+    state = torch.load(path, weights_only=True)
     change(state)
     torch.save(state, path)
-
-    def go_on() -> tuple[bool, list[str]]:
-        progress = Silent()
-        model = train(TASKS[0], data, tmp_path / "out", 3, progress=progress, batch_size=4)
-        return plain(model) == whole, progress.said
-
-    right, said = apart(go_on)
-    assert right
-    assert len([line for line in said if "not used" in line or "starts anew" in line]) == 1, said
+    callbacks = SilentCallbacks()
+    trainer = manager(TASKS[0], data, tmp_path / "out", (3,), callbacks, batch_size=4)
+    beginning = state_of(trainer)
+    assert trainer.resume() == 0
+    assert state_of(trainer) == beginning
+    (line,) = callbacks.logged
+    assert "not used" in line or "from the beginning" in line
 
 
 # --- The report ------------------------------------------------------------------------------------
 
 
-def junk_files(folder: Path, model: dict) -> list[Path]:
-    """Puts files that are no models of ours beside one that is; returns their paths."""
+def put_junk(folder: Path, model: dict) -> list[str]:
+    """Puts files that are no finished models beside one that is, and returns their names."""
     contents: dict[str, object] = {f"without {key}": {k: v for k, v in model.items() if k != key} for key in model}
     del contents["without versions"]  # which nothing needs
+    del contents["without format_version"]  # which is version 1, whose keys need not have been renamed
+    for key in ("metrics", "hyperparameters", "fingerprint", "history"):
+        contents |= {f"{key} is a list": {**model, key: [1]}, f"{key} is empty": {**model, key: {}}}
     contents |= {
-        f"{key} is a list": {**model, key: [1]} for key in ("metrics", "hyperparameters", "fingerprint", "history")
+        "network is unknown": {**model, "network": "transformer"},
+        "swept is unknown": {**model, "swept": ["depth"]},
+        "metrics are text": {**model, "metrics": dict.fromkeys(model["metrics"], "good")},
+        "lr is text": {**model, "hyperparameters": {**model["hyperparameters"], "lr": "fast"}},
+        "newer version": {**model, "format_version": 99},
+        "copy": model,
+        "number": 3,
+        "list": [1, 2],
+        "empty dictionary": {},
+        "tensor": torch.zeros(3),
     }
-    contents |= {
-        f"{key} is empty": {**model, key: {}} for key in ("metrics", "hyperparameters", "fingerprint", "history")
-    }
-    contents |= {"network is odd": {**model, "network": "transformer"}, "swept is odd": {**model, "swept": ["depth"]}}
-    contents["metrics are text"] = {**model, "metrics": dict.fromkeys(model["metrics"], "good")}
-    contents["rate is text"] = {**model, "hyperparameters": {**model["hyperparameters"], "lr": "fast"}}
-    contents |= {"number": 3, "list": [1, 2], "empty dictionary": {}, "tensor": torch.zeros(3)}
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
     (folder / "text.pt").write_text("no model")
@@ -180,23 +188,7 @@ def junk_files(folder: Path, model: dict) -> list[Path]:
     (folder / "folder.pt").mkdir()
     (folder / "link.pt").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.pt")
-    names = [*contents, "text", "nothing", "picture", "folder", "link", "pipe"]
-    return [folder / f"{name}.pt" for name in names]
-
-
-def report(output: Path, capsys: pytest.CaptureFixture) -> list[str]:
-    """The lines that --report prints, which must report the one model that is there."""
-
-    def run() -> tuple[int, str]:
-        code = main.main(["--output", str(output), "--report"])
-        return code, "\n".join(capsys.readouterr())
-
-    (output / "Plots/results.csv").unlink(missing_ok=True)
-    code, said = apart(run, seconds=10)
-    assert code == 0, said
-    assert "Traceback" not in said
-    assert (output / "Plots/results.csv").read_text().count("\n") == 2  # the head and a row
-    return said.splitlines()
+    return [*contents, "text", "nothing", "picture", "folder", "link", "pipe"]
 
 
 def test_a_report_names_each_junk_file_and_reports_the_rest(
@@ -204,23 +196,10 @@ def test_a_report_names_each_junk_file_and_reports_the_rest(
 ) -> None:
     shutil.copytree(earlier, tmp_path / "out")
     (path,) = (tmp_path / "out").rglob("epoch_*.pt")
-    (tmp_path / "junk").mkdir()
-    files = junk_files(tmp_path / "junk", torch.load(path))
-
-    def faults(junk: list[Path]) -> list[str]:
-        """Those that are not named once; all, if there is no report."""
-        placed = [file.rename(path.with_name(file.name)) for file in junk]
-        try:
-            said = report(tmp_path / "out", capsys)
-            return [file.name for file in junk if sum(f"/{file.name}" in line for line in said) != 1]
-        except AssertionError:
-            return [file.name for file in junk]
-        finally:
-            for file, there in zip(junk, placed):
-                there.rename(file)
-
-    found = faults(files)
-    if len(found) == len(files):  # which of them was it?
-        found = [name for file in files for name in faults([file])]
-    figure(f"Junk beside a model: {len(files)} files tried, {len(found)} not named or in the way of the report")
-    assert not found, found
+    names = put_junk(path.parent, torch.load(path, weights_only=True))
+    (tmp_path / "out/Plots/results.csv").unlink()
+    assert main.main(["--output", str(tmp_path / "out"), "--report"]) == 0
+    said = "".join(capsys.readouterr()).splitlines()
+    assert "Traceback" not in said
+    assert [name for name in names if sum(f"/{name}.pt" in line for line in said) != 1] == []
+    assert (tmp_path / "out/Plots/results.csv").read_text().count("\n") == 2  # the header and a row

@@ -1,0 +1,193 @@
+"""Signals: what is trained is saved and the same command continues; a Slurm job near its time limit requeues itself."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, SHORT, only_line
+from survival import MAIN, Process, result_of, wait_until
+
+import main
+from deepcolor.common.signals import STOPPED_MESSAGE
+from deepcolor.sweep import slurm
+
+FLAGS = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 60 --batch-size 4".split()
+SLOW_PROGRAM = f"""
+import runpy, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+{{change}}
+runpy.run_path({str(MAIN)!r}, run_name="__main__")
+"""
+SLOW_DECODER = "from deepcolor.data import lab_cache; lab_cache.decode_image = lambda content: time.sleep(600)"
+SLOW_SAVE = "from deepcolor.training.trainer import Trainer; Trainer.save = lambda *arguments: time.sleep(600)"
+
+
+def slow_program(folder: Path, change: str) -> Path:
+    (folder / "slow.py").write_text(SLOW_PROGRAM.format(change=change))
+    return folder / "slow.py"
+
+
+def check_stopped(process: Process, number: signal.Signals) -> None:
+    assert process.code == 128 + number, process.stderr
+    assert only_line(process.stderr).endswith(STOPPED_MESSAGE)
+    assert "Traceback" not in process.stdout
+
+
+def test_every_signal_saves_and_the_same_command_finishes(photos: Path, tmp_path: Path) -> None:
+    """Ctrl-C goes to all processes of a terminal, and `kill` to one. A cluster sends SIGUSR1 to all."""
+    command = ["--images", photos, *FLAGS, "--jobs"]
+    output = tmp_path / "out"
+    stops = (
+        (signal.SIGINT, True, 2),
+        (signal.SIGTERM, False, 1),
+        (signal.SIGUSR1, True, 2),
+        (signal.SIGTERM, False, 2),
+    )
+    for number, group, jobs in stops:
+        before = states(output)
+        with Process(*command, jobs, "--output", output, cwd=tmp_path / "logs") as process:
+            assert wait_until(lambda process=process: "About" in process.stdout)
+            assert jobs == 1 or wait_until(lambda process=process: len(process.workers()) == 2)
+            time.sleep(0.3)
+            process.stop(number, group)
+            check_stopped(process, number)
+            assert "from the beginning, changed" not in process.stdout
+        assert states(output) != before
+    assert not list(output.rglob("epoch_*.pt"))
+    expected = result_of(tmp_path / "alone", *command, 1)
+    assert result_of(output, *command, 1) == expected
+
+
+def states(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.rglob(".state/*.pt")}
+
+
+def while_importing(process: Process) -> None:
+    assert wait_until(lambda: process.has_open("libtorch"))
+
+
+def while_decoding(process: Process) -> None:
+    assert wait_until(lambda: "decoding" in process.logs[1].read_text())
+    time.sleep(0.3)
+
+
+def while_workers_start(process: Process) -> None:
+    assert wait_until(lambda: "at once" in process.stdout)
+    time.sleep(0.03)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [(while_importing, signal.SIGINT), (while_decoding, signal.SIGTERM), (while_workers_start, signal.SIGTERM)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_signal_before_training_stops_at_once(
+    photos: Path, tmp_path: Path, moment: Callable[[Process], None], number: signal.Signals
+) -> None:
+    program = slow_program(tmp_path, SLOW_DECODER) if moment is while_decoding else MAIN
+    command = ["--images", photos, *FLAGS, "--jobs", 2, "--output", tmp_path / "out"]
+    with Process(*command, cwd=tmp_path, program=program) as process:
+        moment(process)
+        process.stop(number, group=True)
+        check_stopped(process, number)
+
+
+def test_a_second_ctrl_c_does_not_wait(photos: Path, tmp_path: Path) -> None:
+    program = slow_program(tmp_path, SLOW_SAVE)
+    with Process("--images", photos, *SHORT, "--output", tmp_path / "out", cwd=tmp_path, program=program) as process:
+        assert wait_until(lambda: "About" in process.stdout)
+        time.sleep(0.5)
+        process.send(signal.SIGINT)
+        time.sleep(0.5)
+        assert not process.ended()
+        process.stop(signal.SIGINT)
+        check_stopped(process, signal.SIGINT)
+
+
+# --- Slurm -----------------------------------------------------------------------------------------
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {calls}
+echo "{answer}" >&2
+exit {code}
+"""
+ARRAY = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "5"}
+
+
+@pytest.fixture
+def stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Calls report_stop; returns the exit code, the printed line, and the arguments of each call of scontrol."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def call(number: int, environment: dict[str, str], answer: str = "", code: int = 0) -> tuple[int, str, str]:
+        scontrol = tmp_path / "scontrol"
+        scontrol.write_text(SCONTROL.format(calls=calls, answer=answer, code=code))
+        scontrol.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = slurm.report_stop(number)
+        return code, only_line(capsys.readouterr().err), calls.read_text()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("environment", "job"), [({"SLURM_JOB_ID": "77"}, "77"), (ARRAY, "70_5")], ids=["job", "task"])
+def test_near_its_time_limit_a_job_requeues_itself(stop: Callable, environment: dict[str, str], job: str) -> None:
+    """The last task of an array has the array's id as its own, and must not requeue the whole array."""
+    code, line, calls = stop(signal.SIGUSR1, environment)
+    assert (code, calls) == (138, f"requeue {job}\n")
+    assert f"requeued job {job}" in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [({}, "presently disabled for job 77"), ({"PATH": "/nowhere"}, "scontrol")],
+    ids=["refused", "no scontrol"],
+)
+def test_a_requeue_that_fails_is_reported(stop: Callable, environment: dict[str, str], reason: str) -> None:
+    answer = "Requested operation is presently disabled\nfor job 77"
+    code, line, _ = stop(signal.SIGUSR1, {"SLURM_JOB_ID": "77", **environment}, answer, code=1)
+    assert code == 1
+    assert "saved, but" in line
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("number", "environment"), [(signal.SIGTERM, ARRAY), (signal.SIGINT, ARRAY), (signal.SIGUSR1, {})], ids=str
+)
+def test_other_stops_requeue_nothing(stop: Callable, number: signal.Signals, environment: dict[str, str]) -> None:
+    """Slurm itself requeues what it preempts, and a job that was canceled must not come back."""
+    code, line, calls = stop(number, environment)
+    assert (code, calls) == (128 + number, "")
+    assert line.endswith(STOPPED_MESSAGE)
+
+
+def test_restart_ignores_what_is_older_than_the_job(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def trained(restart: bool, **environment: str) -> int:
+        """Runs the command as a job would, and returns how many models it trained."""
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            flags = [*SHORT, "--images", str(photos), "--output", str(tmp_path)] + ["--restart"] * restart
+            assert main.main(flags) == 0
+        return capsys.readouterr().out.count(": val mse")
+
+    assert trained(False) == 1
+    assert trained(True) == trained(True) == 1
+    assert trained(True, SLURM_JOB_ID="77") == 1
+    assert trained(True, SLURM_JOB_ID="77") == 0  # requeued
+    assert trained(True, SLURM_JOB_ID="81", SLURM_ARRAY_JOB_ID="80") == 1
+    assert trained(True, SLURM_JOB_ID="82", SLURM_ARRAY_JOB_ID="80") == 0  # another task of the same array
+    assert trained(False) == 0
