@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, SHORT, lines_of, only_line, picture, visible_files, write
+from helpers import ROOT, SHORT, only_line, picture, visible_files, write
 from PIL import Image
 
-import colorize
 import main
 from deepcolor.data.dataset import LabDataModule
 
@@ -139,42 +138,6 @@ def untouched(earlier: Path) -> Iterator[Path]:
     yield earlier
     after = visible_files(earlier)
     assert {path: after.get(path) for path in before} == before
-
-
-@pytest.fixture(scope="session")
-def sweep(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a sweep with four colorizers, for those who color."""
-    output = tmp_path_factory.mktemp("sweep")
-    flags = "--device cpu --network colorizer --lr 0.003 --weight-decay 0 --epoch 1 3 --jobs 1 --seed 3"
-    assert main.main(["--images", str(photos), "--output", str(output), *flags.split()]) == 0
-    return output
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a program ended in this process, and what it said."""
-
-    code: int
-    out: str
-    lines: list[str]  # of stderr
-
-
-@pytest.fixture
-def color(sweep: Path, capsys: pytest.CaptureFixture) -> Callable[..., Said]:
-    """Runs colorize.py in this process; with the best colorizer of the sweep, unless another is named."""
-
-    def call(*arguments: object) -> Said:
-        capsys.readouterr()
-        if "--checkpoint" not in arguments:
-            arguments = (*arguments, "--checkpoint", sweep)
-        try:
-            code = colorize.main([*map(str, arguments), "--device", "cpu"])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        said = capsys.readouterr()
-        return Said(code, said.out, lines_of(said.err, "colorize.py"))
-
-    return call
 
 
 @pytest.fixture(scope="session")

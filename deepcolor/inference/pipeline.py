@@ -125,14 +125,13 @@ def start_early() -> None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes that start in this context never receive Ctrl-C and SIGUSR1: this process decides when they end."""
+    """Processes that start in this context never receive stop signals: this process decides when they end."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    blocked = [number for number in STOP_SIGNALS if number != signal.SIGTERM]  # with which a pool ends its workers
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    resource_tracker.ensure_running()  # may start a process, and then unblocks SIGINT
-    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    resource_tracker.ensure_running()  # may start a process, and then unblocks signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -143,7 +142,10 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _initialize_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows, where it cannot be blocked
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # the pool sends it when it is broken
+    else:  # Windows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     keep_freed_memory()
 

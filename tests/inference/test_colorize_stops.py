@@ -80,10 +80,10 @@ def test_a_stop_leaves_complete_pictures_and_the_same_command_continues(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:
     done: set[Path] = set()
-    for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         with start("time.sleep(0.2)") as process:
             assert wait_until(lambda: set(tmp_path.glob("out/*_color.png")) > done)  # noqa: B023
-            check_stopped(process, number, group)
+            check_stopped(process, number, group=True)
         done = colored(tmp_path / "out")
         assert len(done) < PHOTOS
     with start() as process:
@@ -102,7 +102,7 @@ def test_a_stop_while_the_network_is_loaded(start: Callable[..., Process]) -> No
 def test_a_stop_while_photographs_are_decoded(start: Callable[..., Process], name: str) -> None:
     with start("time.sleep(60)", name) as process:
         process.wait_until_working()
-        check_stopped(process, signal.SIGTERM, group=False)
+        check_stopped(process, signal.SIGTERM, group=not name)
 
 
 def test_the_workers_end_when_the_program_is_killed(start: Callable[..., Process], tmp_path: Path) -> None:
