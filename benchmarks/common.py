@@ -155,15 +155,6 @@ def status_bytes(key: str, process: int | str = "self") -> int:
     return 0
 
 
-def children(process: int) -> list[int]:
-    """Returns the running child processes of a process."""
-    found: list[int] = []
-    for file in Path(f"/proc/{process}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, file.read_text().split())
-    return found
-
-
 def machine(device: torch.device) -> dict[str, object]:
     """Returns what the numbers were measured on."""
     information: dict[str, str] = {}

@@ -26,10 +26,10 @@ import torch
 from ColorizerManager import ColorizerManager
 from deepcolor.common import cli
 from deepcolor.common.system import available_cores, keep_freed_memory
+from deepcolor.training.callbacks import Callbacks
 from deepcolor.training.config import TrainConfig, TrainingRun
 from deepcolor.training.distributed import DistributedContext, launch
 from deepcolor.training.paths import RunPaths
-from deepcolor.training.trainer import Callbacks
 from utils import UserError, Utils, format_value
 
 COUNTS = (1, 2)  # of processes, and of ranks

@@ -12,17 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from survival import wait_until
 
-PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
+PACKAGES = "munge slurmctld slurmd slurm-client"
+PROGRAMS = "munged slurmctld slurmd sbatch srun scontrol scancel squeue sinfo"
 CPUS = 16  # of a node, whatever the machine has, so that no job waits for a free one
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where the daemons are
 _POLICY = Path("/usr/sbin/policy-rc.d")  # asked by packages whether they may start their daemons
-_INSTALLING_SECONDS = 300
+_APT_GET = "apt-get --quiet -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60"
 
 CONFIGURATION = """
 ClusterName=test
@@ -60,65 +59,34 @@ NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port}\n"
 HOST = socket.gethostname().partition(".")[0]
 SECOND = f"{HOST}-second"
 # Starts a daemon under that host name, if this is permitted. $1 is a hosts file that contains the name.
-_ON_SECOND = (
-    "unshare",
-    "--uts",
-    "--mount",
-    "sh",
-    "-c",
-    f"""
-hostname {SECOND} && mount --bind "$1" /etc/hosts && shift && exec "$@"
-""",
-    "sh",
-)
+_RENAME = f'hostname {SECOND} && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+_ON_SECOND = ("unshare", "--uts", "--mount", "sh", "-c", _RENAME, "sh")
 
 
-class Unavailable(Exception):
-    """Slurm cannot be installed here. The message is the reason."""
-
-
-def install() -> None:
-    """Installs Slurm if it is missing. Raises Unavailable."""
-    if not _missing():
-        return
+def install() -> str:
+    """Installs Slurm if it is missing. Returns why it cannot, or ""."""
+    if not (missing := _missing()):
+        return ""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise Unavailable(f"Slurm is not installed (no {', '.join(_missing())}), and only root can do so, by apt-get")
-    with _no_services():
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-            done = _apt_get(*command)
-        if done.returncode != 0 or _missing():
-            raise Unavailable(f"apt-get cannot install {' '.join(PACKAGES)}: {done.stderr.strip()[-300:]}")
-
-
-def _missing() -> list[str]:
-    return [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
-
-
-def _apt_get(*arguments: str) -> subprocess.CompletedProcess:
-    patience = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=60"]
-    return subprocess.run(
-        ["apt-get", "--quiet", *patience, *arguments],
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_INSTALLING_SECONDS,
-        check=False,
-    )
-
-
-@contextlib.contextmanager
-def _no_services() -> Iterator[None]:
-    """While entered, no package starts a daemon."""
-    if _POLICY.exists():
-        yield
-        return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n")
-    _POLICY.chmod(0o755)
+        return f"Slurm is not installed (no {missing}), and only root can install it, with apt-get"
+    has_policy = _POLICY.exists()
+    if not has_policy:
+        _POLICY.write_text("#!/bin/sh\nexit 101\n")
+        _POLICY.chmod(0o755)
     try:
-        yield
+        command = f"{_APT_GET} update; {_APT_GET} install --yes --no-install-recommends {PACKAGES}"
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as error:
+        return str(error)
     finally:
-        _POLICY.unlink()
+        if not has_policy:
+            _POLICY.unlink()
+    return f"apt-get cannot install {PACKAGES}: {done.stderr.strip()[-300:]}" if _missing() else ""
+
+
+def _missing() -> str:
+    return ", ".join(name for name in PROGRAMS.split() if not shutil.which(name, path=_PATH))
 
 
 def _free_ports(count: int) -> list[int]:
@@ -202,16 +170,13 @@ class Slurm:
         """Starts a child of this process that ends with it, even if it is killed."""
         tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         with open(self.folder / f"{command[0]}-{len(self.daemons)}.out", "wb") as log:
-            self.daemons.append(
-                subprocess.Popen(
-                    [*tied, *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                )
-            )
+            self.daemons.append(subprocess.Popen([*tied, *command], env=self.environment, stdout=log, stderr=log))
 
     def _until(self, holds: object, name: str) -> None:
-        if not wait_until(lambda: holds() or any(daemon.poll() is not None for daemon in self.daemons), 30) or any(
-            daemon.poll() is not None for daemon in self.daemons
-        ):
+        def has_died() -> bool:
+            return any(daemon.poll() is not None for daemon in self.daemons)
+
+        if not wait_until(lambda: holds() or has_died(), 60) or has_died():
             logs = [path for pattern in ("*.out", "*.log", "munge/log") for path in self.folder.glob(pattern)]
             raise RuntimeError(f"{name} does not start:\n" + "\n".join(path.read_text()[-2000:] for path in logs))
 
@@ -232,7 +197,7 @@ class Slurm:
         """Returns the states of the tasks of a job that have not ended."""
         return self.call("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}", check=False).split()
 
-    def wait(self, *jobs: int, seconds: float = 120) -> None:
+    def wait(self, *jobs: int, seconds: float = 300) -> None:
         """Waits until the jobs have ended."""
         deadline = time.monotonic() + seconds
         while any(map(self.running, jobs)):

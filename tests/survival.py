@@ -24,7 +24,7 @@ import main
 
 MAIN = ROOT / "main.py"
 SECONDS_TO_STOP = 5
-_PATIENCE = 120  # seconds to wait for something that should happen
+_PATIENCE = 300  # seconds to wait for something that should happen
 
 
 _figures: list[str] = []

@@ -9,49 +9,36 @@ from helpers import SHORT, picture, without_privileges, write
 
 import main
 
-IMPOSSIBLE = [
-    ("--epoch 0", "epoch"),
-    ("--epoch 100 -5", "epoch"),
-    ("--epoch 1.5", "epoch"),
-    ("--epoch", "epoch"),
-    ("--lr -1", "lr"),
-    ("--lr 0", "lr"),
-    ("--lr nan", "lr"),
-    ("--lr inf", "lr"),
-    ("--lr fast", "lr"),
-    ("--weight-decay -0.1", "weight"),
-    ("--weight-decay nan", "weight"),
-    ("--feature-maps 3,4", "feature-maps"),
-    ("--feature-maps 0", "feature-maps"),
-    ("--feature-maps shallow", "feature-maps"),
-    ("--feature-maps 3,3,3,3,3,-3", "feature-maps"),
-    ("--activation relu6", "activation"),
-    ("--network transformer", "network"),
-    ("--batch-size 0", "batch"),
-    ("--copies 0", "augment_repeats"),
-    ("--seed -1", "seed"),
-    ("--optimizer lion", "adam or adamw or sgd"),
-    ("--dropout 1", "dropout"),
-    ("--dropout -0.1", "dropout"),
-    ("--schedule linear", "schedule"),
-    ("--warmup-steps -1", "warmup"),
-    ("--crop-area 0", "crop"),
-    ("--precision fp8", "precision"),
-    ("--device tpu", "device"),
-    ("--recipe worst", "recipe"),
-    ("--jobs 0", "jobs"),
-    ("--jobs many", "jobs"),
-    ("--epochs 3", "--epochs"),
-    ("--part 0/2", "--part"),
-    ("stray", "stray"),
-]
+IMPOSSIBLE = {
+    "--epoch": ["0", "100 -5", "1.5", ""],
+    "--lr": ["-1", "0", "nan", "inf", "fast"],
+    "--weight-decay": ["-0.1", "nan"],
+    "--feature-maps": ["3,4", "0", "shallow", "3,3,3,3,3,-3"],
+    "--batch-size": ["0"],
+    "--copies": ["0"],
+    "--seed": ["-1"],
+    "--optimizer": ["lion"],
+    "--dropout": ["1", "-0.1"],
+    "--schedule": ["linear"],
+    "--warmup-steps": ["-1"],
+    "--crop-area": ["0"],
+    "--precision": ["fp8"],
+    "--activation": ["relu6"],
+    "--network": ["transformer"],
+    "--device": ["tpu"],
+    "--recipe": ["worst"],
+    "--jobs": ["0", "many"],
+    "--epochs": ["3"],
+    "--part": ["0/2"],
+    "stray": [""],
+}
 
 
-@pytest.mark.parametrize(("flags", "word"), IMPOSSIBLE, ids=[flags for flags, _ in IMPOSSIBLE])
-def test_a_flag_with_an_impossible_value(
-    fails: Callable[..., str], photos: Path, untouched: Path, flags: str, word: str
-) -> None:
-    assert word in fails("--images", photos, "--output", untouched, "--device", "cpu", *flags.split())
+@pytest.mark.parametrize("given", [f"{flag} {value}" for flag, values in IMPOSSIBLE.items() for value in values])
+def test_a_flag_with_an_impossible_value(fails: Callable[..., str], photos: Path, untouched: Path, given: str) -> None:
+    line = fails("--images", photos, "--output", untouched, "--device", "cpu", *given.split())
+    name = given.split()[0].removeprefix("--").replace("copies", "augment_repeats")
+    assert name.replace("-", "_") in line.replace("-", "_")
 
 
 def test_cuda_without_a_gpu(
@@ -59,8 +46,7 @@ def test_cuda_without_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = fails("--images", photos, "--output", untouched, *SHORT, "--device", "cuda")
-    assert "GPU" in line
-    assert "cpu" in line
+    assert "GPU" in line and "cpu" in line
 
 
 @pytest.mark.parametrize(
@@ -81,8 +67,7 @@ def test_no_readable_image(fails: Callable[..., str], untouched: Path, tmp_path:
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "images" / name).write_text("no picture")
     line = fails("--images", tmp_path / "images", "--output", untouched, *SHORT)
-    assert "no readable image" in line
-    assert "--images" in line
+    assert "no readable image" in line and "--images" in line
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -90,8 +75,7 @@ def test_fewer_images_than_subsets(fails: Callable[..., str], untouched: Path, t
     for number in range(count):
         write(tmp_path / "images" / f"{number}.png", picture(number))
     line = fails("--images", tmp_path / "images", "--output", untouched, *SHORT)
-    assert str(count) in line
-    assert "3" in line
+    assert str(count) in line and "3" in line
 
 
 @pytest.fixture
@@ -109,8 +93,7 @@ def test_an_images_folder_without_permission(fails: Callable[..., str], closed_f
     (closed_folder.parent / closed).chmod(0)
     with without_privileges():
         line = fails("--images", closed_folder / "images", "--output", closed_folder.parent / "out", *SHORT)
-    assert str(closed_folder / "images") in line
-    assert "ermission" in line
+    assert str(closed_folder / "images") in line and "ermission" in line
 
 
 def test_an_image_without_permission_is_left_out(closed_folder: Path, capsys: pytest.CaptureFixture) -> None:

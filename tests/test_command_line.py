@@ -1,7 +1,5 @@
-"""The command line: --plan, --report, unreadable images, combinations that diverge, and exit codes."""
+"""The command line: --plan, --report, combinations that diverge, and exit codes."""
 
-import csv
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import SHORT, only_line
 from matplotlib.axes import Axes
+from survival import result_of
 
 import main
 
@@ -27,31 +26,11 @@ def test_the_plan_writes_nothing_and_needs_no_images(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corrupt_file_among_good_ones_is_named_and_left_out(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    shutil.copytree(photos, tmp_path / "images")
-    (tmp_path / "images/train/torn.jpg").write_bytes((photos / "train/photo.jpg").read_bytes()[:700])
-    (tmp_path / "images/test/text\n.png").write_text("no picture")
-    assert main.main(["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out"), *SHORT]) == 0
-    captured = capsys.readouterr()
-    named = [line.rpartition("\r")[2] for line in captured.err.split("\n") if "left out" in line]
-    assert sorted(line.split(":")[0] for line in named) == ["left out 'test/text\\n.png'", "left out train/torn.jpg"]
-    assert "17 training, 3 validation and 4 test images" in captured.out
-    assert "2 left out" in captured.out
-
-
-def table(tmp_path: Path) -> list[dict[str, str]]:
-    with open(tmp_path / "Plots/results.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_sweep_survives_a_combination_that_diverges(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    flags = "--device cpu --activation tanh --lr 1e30 0.001 --epoch 1 2 --weight-decay 0".split()
-    assert main.main(["--images", str(photos), "--output", str(tmp_path), *flags]) == 0
-    rows = table(tmp_path)
+    flags = "--device cpu --activation tanh --lr 1e30 0.001 --epoch 1 2 --weight-decay 0 --jobs 1".split()
+    rows = result_of(tmp_path, "--images", photos, *flags)["Plots/results.csv"]
     assert len(rows) == 8
     for row in rows:
         diverged = float(row["lr"]) > 1
@@ -75,12 +54,10 @@ def test_the_summary_calls_diverged_only_what_diverged(
         return original(axes, x, y, words, *arguments, **options)
 
     monkeypatch.setattr(Axes, "text", text)
-    flags = "--device cpu --network regressor --weight-decay 0".split()
     for lr, epoch in (("0.001", "1"), ("0.01", "2")):
         written.clear()
-        places = ["--images", str(photos), "--output", str(tmp_path), "--lr", lr, "--epoch", epoch]
-        assert main.main([*flags, *places]) == 0
-    figures = [f"{255 * float(row['val_mse']) ** 0.5:.2f}" for row in table(tmp_path)]
+        rows = result_of(tmp_path, "--images", photos, *SHORT, "--lr", lr, "--epoch", epoch)["Plots/results.csv"]
+    figures = [f"{255 * float(row['val_mse']) ** 0.5:.2f}" for row in rows]
     assert set(figures) <= set(written)
     assert "diverged" not in written
 
@@ -97,9 +74,8 @@ def test_the_real_program_says_one_line_and_exits_with_2(
 @pytest.mark.slow
 def test_faces_are_learned_from(faces_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = "--device cpu --activation sigmoid --lr 0.001 --epoch 2 --weight-decay 1e-5".split()
-    assert main.main(["--images", str(faces_dir), "--output", str(tmp_path), *flags]) == 0
+    rows = result_of(tmp_path, "--images", faces_dir, *flags)["Plots/results.csv"]
     assert "left out" not in capsys.readouterr().out
-    rows = table(tmp_path)
     assert [row["status"] for row in rows] == ["done", "done"]
     assert float(rows[1]["val_mse"]) > 0
     assert len(list((tmp_path / "outputs_sigmoid/color").rglob("*.png"))) >= 30

@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -88,16 +87,3 @@ def test_imports_go_one_way() -> None:
 
 def test_imports_have_no_cycle() -> None:
     assert list(TopologicalSorter(imports()).static_order())  # raises CycleError
-
-
-def test_packages_have_empty_init_files() -> None:
-    folders = [path.parent for path in (ROOT / "deepcolor").rglob("*.py") if path.name != "__init__.py"]
-    for folder in set(folders):
-        assert (folder / "__init__.py").read_text() == "", folder
-
-
-def test_tests_have_the_same_folders() -> None:
-    def subfolders(folder: Path) -> set[str]:
-        return {path.parent.name for path in folder.glob("*/*.py")}
-
-    assert subfolders(ROOT / "tests") <= subfolders(ROOT / "deepcolor")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import oracles
 import pytest
-from helpers import TASK_NAMES, photo, picture, write
+from helpers import TASK_NAMES, TASKS, photo, picture, write
 
 import main
 
@@ -79,9 +79,7 @@ def test_the_tables_are_ranked_by_the_validation_images(run: "Run") -> None:
         assert values == pytest.approx(sorted(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("network", "activation"), [("regressor", ""), ("colorizer", "sigmoid"), ("colorizer", "tanh")]
-)
+@pytest.mark.parametrize(("network", "activation"), TASKS)
 def test_the_best_is_named_and_whether_it_beats_the_mean_color(run: "Run", network: str, activation: str) -> None:
     row = best(results(run.output), network, activation)
     (line,) = (x for x in run.stdout.splitlines() if x.startswith(f"Best {f'{network} {activation}'.strip()}:"))
@@ -92,8 +90,6 @@ def test_the_best_is_named_and_whether_it_beats_the_mean_color(run: "Run", netwo
 
 
 def test_nothing_but_the_progress_bar_is_on_stderr(run: "Run") -> None:
-    assert "Traceback" not in run.stderr
-    assert "Warning" not in run.stderr
     assert "\n" not in run.stderr  # the bar is removed at the end
     assert run.stderr.rpartition("\r")[2].strip() == ""
 

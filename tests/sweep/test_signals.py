@@ -1,9 +1,8 @@
 """Signals: what is trained is saved and the same command continues; a Slurm job near its time limit requeues itself."""
 
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from helpers import ROOT, SHORT, only_line
 from survival import MAIN, Process, result_of, wait_until
 
 import main
-from deepcolor.common.signals import STOPPED_MESSAGE
+from deepcolor.common.signals import STOP_SIGNALS, STOPPED_MESSAGE
 from deepcolor.sweep import slurm
 
 FLAGS = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 60 --batch-size 4".split()
@@ -19,7 +18,8 @@ SLOW_PROGRAM = f"""
 import runpy, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 {{change}}
-runpy.run_path({str(MAIN)!r}, run_name="__main__")
+sys.argv[0] = {str(MAIN)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SLOW_DECODER = "from deepcolor.data import lab_cache; lab_cache.decode_image = lambda content: time.sleep(600)"
 SLOW_SAVE = "from deepcolor.training.trainer import Trainer; Trainer.save = lambda *arguments: time.sleep(600)"
@@ -40,13 +40,7 @@ def test_every_signal_saves_and_the_same_command_finishes(photos: Path, tmp_path
     """Ctrl-C goes to all processes of a terminal, and `kill` to one. A cluster sends SIGUSR1 to all."""
     command = ["--images", photos, *FLAGS, "--jobs"]
     output = tmp_path / "out"
-    stops = (
-        (signal.SIGINT, True, 2),
-        (signal.SIGTERM, False, 1),
-        (signal.SIGUSR1, True, 2),
-        (signal.SIGTERM, False, 2),
-    )
-    for number, group, jobs in stops:
+    for number, group, jobs in ((signal.SIGINT, True, 2), (signal.SIGTERM, False, 2), (signal.SIGUSR1, True, 1)):
         before = states(output)
         with Process(*command, jobs, "--output", output, cwd=tmp_path / "logs") as process:
             assert wait_until(lambda process=process: "About" in process.stdout)
@@ -110,66 +104,49 @@ def test_a_second_ctrl_c_does_not_wait(photos: Path, tmp_path: Path) -> None:
 # --- Slurm -----------------------------------------------------------------------------------------
 
 SCONTROL = """#!/bin/sh
-echo "$@" >> {calls}
-echo "{answer}" >&2
+echo "$@" >> {folder}/calls
+printf 'Requested operation is presently disabled\nfor job 77' >&2
 exit {code}
 """
+JOB = {"SLURM_JOB_ID": "77"}
 ARRAY = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "5"}
-
-
-@pytest.fixture
-def stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Calls report_stop; returns the exit code, the printed line, and the arguments of each call of scontrol."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    calls = tmp_path / "calls"
-    calls.touch()
-
-    def call(number: int, environment: dict[str, str], answer: str = "", code: int = 0) -> tuple[int, str, str]:
-        scontrol = tmp_path / "scontrol"
-        scontrol.write_text(SCONTROL.format(calls=calls, answer=answer, code=code))
-        scontrol.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        code = slurm.report_stop(number)
-        return code, only_line(capsys.readouterr().err), calls.read_text()
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize(("environment", "job"), [({"SLURM_JOB_ID": "77"}, "77"), (ARRAY, "70_5")], ids=["job", "task"])
-def test_near_its_time_limit_a_job_requeues_itself(stop: Callable, environment: dict[str, str], job: str) -> None:
-    """The last task of an array has the array's id as its own, and must not requeue the whole array."""
-    code, line, calls = stop(signal.SIGUSR1, environment)
-    assert (code, calls) == (138, f"requeue {job}\n")
-    assert f"requeued job {job}" in line
+STOPPED = f"main.py: {STOPPED_MESSAGE}"
 
 
 @pytest.mark.parametrize(
-    ("environment", "reason"),
-    [({}, "presently disabled for job 77"), ({"PATH": "/nowhere"}, "scontrol")],
-    ids=["refused", "no scontrol"],
+    ("number", "environment", "scontrol", "code", "words", "calls"),
+    [
+        (signal.SIGUSR1, JOB, 0, 138, "requeued job 77", "requeue 77\n"),
+        # The last task of an array has the array's id, and must not requeue the whole array.
+        (signal.SIGUSR1, ARRAY, 0, 138, "requeued job 70_5", "requeue 70_5\n"),
+        (signal.SIGUSR1, JOB, 1, 1, "saved, but Slurm does not requeue job 77", "requeue 77\n"),
+        (signal.SIGUSR1, JOB, 1, 1, "presently disabled for job 77", "requeue 77\n"),
+        (signal.SIGUSR1, JOB, None, 1, "scontrol", ""),
+        # Slurm itself requeues what it preempts, and a job that was canceled must not come back.
+        (signal.SIGTERM, ARRAY, 0, 143, STOPPED, ""),
+        (signal.SIGINT, JOB, 0, 130, STOPPED, ""),
+        (signal.SIGUSR1, {}, 0, 138, STOPPED, ""),
+    ],
 )
-def test_a_requeue_that_fails_is_reported(stop: Callable, environment: dict[str, str], reason: str) -> None:
-    answer = "Requested operation is presently disabled\nfor job 77"
-    code, line, _ = stop(signal.SIGUSR1, {"SLURM_JOB_ID": "77", **environment}, answer, code=1)
-    assert code == 1
-    assert "saved, but" in line
-    assert reason in line
-
-
-@pytest.mark.parametrize(
-    ("number", "environment"), [(signal.SIGTERM, ARRAY), (signal.SIGINT, ARRAY), (signal.SIGUSR1, {})], ids=str
-)
-def test_other_stops_requeue_nothing(stop: Callable, number: signal.Signals, environment: dict[str, str]) -> None:
-    """Slurm itself requeues what it preempts, and a job that was canceled must not come back."""
-    code, line, calls = stop(number, environment)
-    assert (code, calls) == (128 + number, "")
-    assert line.endswith(STOPPED_MESSAGE)
+def test_near_its_time_limit_a_job_requeues_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    number: int, environment: dict[str, str], scontrol: int | None, code: int, words: str, calls: str,
+) -> None:  # fmt: skip
+    handlers = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    if scontrol is not None:
+        (tmp_path / "scontrol").write_text(SCONTROL.format(folder=tmp_path, code=scontrol))
+        (tmp_path / "scontrol").chmod(0o755)
+    (tmp_path / "calls").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        assert slurm.report_stop(number) == code
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert words in only_line(capsys.readouterr().err)
+    assert (tmp_path / "calls").read_text() == calls
 
 
 def test_restart_ignores_what_is_older_than_the_job(

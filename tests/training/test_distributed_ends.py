@@ -52,6 +52,7 @@ def test_only_rank_0_prints_and_writes(finished: Process, data: LabDataModule, t
         assert names == manager(task, data, tmp_path).model.state_dict().keys()  # as colorize.py loads it
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_a_single_process_learns(finished: Process, data: LabDataModule, tmp_path: Path) -> None:
     """Within the spread of seeds: on CPUs each rank normalizes over its half of the batch."""
 
@@ -106,7 +107,9 @@ def rank_0_decodes(process: Process) -> object:
     return "decoding" in process.logs[1].read_text()
 
 
-@pytest.mark.parametrize(("rank", "moment"), [(1, is_training), (0, rank_0_decodes)])
+@pytest.mark.parametrize(
+    ("rank", "moment"), [(1, is_training), pytest.param(0, rank_0_decodes, marks=pytest.mark.slow)]
+)
 def test_a_killed_rank_ends_the_others_with_one_line(
     rank: int, moment: Callable[[Process], object], photos: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +150,7 @@ NO_FOLDER = "open('out/checkpoints/regressor/.state', 'w')"  # a file where rank
     ("changes", "flags", "code", "text"),
     [
         ("", ["--batch-size", 1], 2, "main.py: --batch-size 1 is the batch of all ranks together"),
-        (NO_FOLDER, [], 1, ".state"),
+        pytest.param(NO_FOLDER, [], 1, ".state", marks=pytest.mark.slow),
         (NO_MEMORY, ["--epoch", 9], 1, "main.py: failed: regressor lr_0.001_weight_decay_0: no memory left"),
     ],
     ids=["user error", "rank 0 cannot write", "rank 1 fails"],

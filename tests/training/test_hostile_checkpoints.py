@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,58 +68,34 @@ def test_code_in_a_checkpoint_is_never_run(
 # --- States ----------------------------------------------------------------------------------------
 
 
-def without(key: str) -> Callable[[dict], None]:
-    return lambda state: state.pop(key)
-
-
-def instead(key: str, value: object) -> Callable[[dict], None]:
-    return lambda state: state.update({key: value})
-
-
-def with_other_shapes(state: dict) -> None:
+def change_model_shapes(state: dict) -> None:
     state["model"] = {name: torch.zeros(7, 7) for name in state["model"]}
 
 
-def with_other_optimizer_shapes(state: dict) -> None:
+def change_optimizer_shapes(state: dict) -> None:
     for moments in state["optimizer"]["state"].values():
         moments["exp_avg"] = torch.zeros(2, 2)
 
 
-def with_another_optimizer(state: dict) -> None:
-    state["optimizer"] = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1).state_dict()
-
-
-def without_a_moment(state: dict) -> None:
+def remove_a_moment(state: dict) -> None:
     del state["optimizer"]["state"][0]["exp_avg"]
 
 
-KEYS = "model optimizer epoch batch loss_sum history seconds diverged fingerprint".split()
-CHANGES = {
-    **{f"no {key}": without(key) for key in KEYS},
-    "model of other shapes": with_other_shapes,
-    "optimizer of other shapes": with_other_optimizer_shapes,
-    "another optimizer": with_another_optimizer,
-    "optimizer without a moment": without_a_moment,
-    "model is text": instead("model", "text"),
-    "model is empty": instead("model", {}),
-    "optimizer is a number": instead("optimizer", 7),
-    "optimizer is empty": instead("optimizer", {}),
-    "epoch is text": instead("epoch", "two"),
-    "epoch is negative": instead("epoch", -3),
-    "epoch is a fraction": instead("epoch", 0.5),
-    "batch is text": instead("batch", "two"),
-    "batch is negative": instead("batch", -1),
-    "batch is beyond the epoch": instead("batch", 1000),
-    "loss_sum is text": instead("loss_sum", "many"),
-    "history is a list": instead("history", [1, 2]),
-    "history is empty": instead("history", {}),
-    "history is of another length": instead("history", {"train_mse": [0.1] * 9, "val_mse": [0.1] * 9}),
-    "history is of text": instead("history", {"train_mse": ["low"], "val_mse": ["low"]}),
-    "seconds are text": instead("seconds", "few"),
-    "diverged is text": instead("diverged", "yes"),
-    "fingerprint is text": instead("fingerprint", "mine"),
-    "absurd feature maps": lambda state: state["fingerprint"].update(feature_maps=10**12),
-    "newer version": instead("format_version", 99),
+def change_feature_maps(state: dict) -> None:
+    state["fingerprint"]["feature_maps"] = 10**12
+
+
+NINE_EPOCHS = {"train_mse": [0.1] * 9, "val_mse": [0.1] * 9}
+WRONG_VALUES = {
+    "model": ["text", {}],
+    "optimizer": [7, {}, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1).state_dict()],
+    "epoch": ["two", -3, 0.5],
+    "batch": ["two", -1, 1000],
+    "loss_sum": ["many"],
+    "history": [[1, 2], {}, NINE_EPOCHS, {"train_mse": ["low"], "val_mse": ["low"]}],
+    "seconds": ["few"],
+    "diverged": ["yes"],
+    "fingerprint": ["mine"],
 }
 
 
@@ -137,25 +114,39 @@ def state_of(trainer: Trainer) -> object:
     return plain([*values, trainer.epoch, trainer.batch, trainer.history, trainer.diverged, trainer.seconds])
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_state_with_wrong_content_is_not_used(
-    data: LabDataModule, interrupted: Path, tmp_path: Path, change: Callable[[dict], None]
-) -> None:
-    shutil.copytree(interrupted, tmp_path / "out")
-    (path,) = (tmp_path / "out").rglob(".state/*.pt")
-    undamaged = manager(TASKS[0], data, tmp_path / "out", (3,), batch_size=4)
-    undamaged.resume()
-    assert undamaged.epoch == 1 and undamaged.batch > 1
+def check_not_used(data: LabDataModule, interrupted: Path, output: Path, change: Callable[[dict], object]) -> None:
+    """Checks that a changed state is named once, and that the run starts from its beginning."""
+    shutil.copytree(interrupted, output)
+    (path,) = output.rglob(".state/*.pt")
     state = torch.load(path, weights_only=True)
     change(state)
     torch.save(state, path)
     callbacks = SilentCallbacks()
-    trainer = manager(TASKS[0], data, tmp_path / "out", (3,), callbacks, batch_size=4)
+    trainer = manager(TASKS[0], data, output, (3,), callbacks, batch_size=4)
     beginning = state_of(trainer)
     assert trainer.resume() == 0
     assert state_of(trainer) == beginning
     (line,) = callbacks.logged
     assert "not used" in line or "from the beginning" in line
+
+
+@pytest.mark.parametrize("key", WRONG_VALUES)
+def test_a_state_with_a_wrong_or_missing_value_is_not_used(
+    data: LabDataModule, interrupted: Path, tmp_path: Path, key: str
+) -> None:
+    undamaged = manager(TASKS[0], data, interrupted, (3,), batch_size=4)
+    undamaged.resume()
+    assert undamaged.epoch == 1 and undamaged.batch > 1
+    check_not_used(data, interrupted, tmp_path / "missing", lambda state: state.pop(key))
+    for number, value in enumerate(WRONG_VALUES[key]):
+        check_not_used(data, interrupted, tmp_path / str(number), lambda state, value=value: state.update({key: value}))
+
+
+@pytest.mark.parametrize("change", [change_model_shapes, change_optimizer_shapes, remove_a_moment, change_feature_maps])
+def test_a_state_with_wrong_tensors_or_hyperparameters_is_not_used(
+    data: LabDataModule, interrupted: Path, tmp_path: Path, change: Callable[[dict], None]
+) -> None:
+    check_not_used(data, interrupted, tmp_path / "out", change)
 
 
 # --- The report ------------------------------------------------------------------------------------
@@ -175,20 +166,19 @@ def put_junk(folder: Path, model: dict) -> list[str]:
         "lr is text": {**model, "hyperparameters": {**model["hyperparameters"], "lr": "fast"}},
         "newer version": {**model, "format_version": 99},
         "copy": model,
-        "number": 3,
-        "list": [1, 2],
-        "empty dictionary": {},
-        "tensor": torch.zeros(3),
     }
+    contents |= {"number": 3, "list": [1, 2], "empty dictionary": {}, "tensor": torch.zeros(3)}
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
     (folder / "text.pt").write_text("no model")
     (folder / "nothing.pt").touch()
+    with zipfile.ZipFile(folder / "archive.pt", "w") as archive:
+        archive.writestr("notes.txt", "not a model")
     write(folder / "picture.png", picture(1)).rename(folder / "picture.pt")
     (folder / "folder.pt").mkdir()
     (folder / "link.pt").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.pt")
-    return [*contents, "text", "nothing", "picture", "folder", "link", "pipe"]
+    return [*contents, "text", "nothing", "archive", "picture", "folder", "link", "pipe"]
 
 
 def test_a_report_names_each_junk_file_and_reports_the_rest(
@@ -199,7 +189,7 @@ def test_a_report_names_each_junk_file_and_reports_the_rest(
     names = put_junk(path.parent, torch.load(path, weights_only=True))
     (tmp_path / "out/Plots/results.csv").unlink()
     assert main.main(["--output", str(tmp_path / "out"), "--report"]) == 0
-    said = "".join(capsys.readouterr()).splitlines()
+    said = "".join(capsys.readouterr())
     assert "Traceback" not in said
-    assert [name for name in names if sum(f"/{name}.pt" in line for line in said) != 1] == []
+    assert [name for name in names if sum(f"/{name}.pt" in line for line in said.splitlines()) != 1] == []
     assert (tmp_path / "out/Plots/results.csv").read_text().count("\n") == 2  # the header and a row
