@@ -134,6 +134,25 @@ class Process:
         return [pid for server in _children(self.pid) for pid in _children(server) if _has_open(pid, "records.lab")]
 
 
+_CHANGED_PROGRAM = """
+import multiprocessing, os, sys, time
+sys.path.insert(0, {root!r})
+import Constants
+from deepcolor.training.trainer import Trainer
+{change}
+import main
+if __name__ == "__main__":
+    sys.exit(main.main())
+"""
+
+
+def changed_program(folder: Path, change: str) -> Path:
+    """Writes a main.py that executes some lines first, in its worker processes too."""
+    path = folder / "changed.py"
+    path.write_text(_CHANGED_PROGRAM.format(root=str(ROOT), change=change))
+    return path
+
+
 def alive(pid: int) -> bool:
     """Returns whether a process runs. A zombie does not."""
     try:

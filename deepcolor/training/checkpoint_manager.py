@@ -101,7 +101,9 @@ def write_best(paths: RunPaths, models: Sequence[dict]) -> None:
         ranked = [model for model in models if model["network"] == network and _is_rankable(model)]
         if ranked:
             best = min(ranked, key=_val_mse)
-            checkpoint.save(checkpoint.load_model(paths.root / best["metrics"]["checkpoint"]), paths.best(network))
+            saved = _load_best(paths.best(network))
+            if saved is None or any(saved[key] != best[key] for key in ("metrics", "fingerprint")):
+                checkpoint.save(checkpoint.load_model(paths.root / best["metrics"]["checkpoint"]), paths.best(network))
 
 
 def _update_best(paths: RunPaths, model: dict) -> None:
@@ -110,13 +112,18 @@ def _update_best(paths: RunPaths, model: dict) -> None:
         return
     path = paths.best(model["network"])
     with wait_for_lock(path.with_name(f".{path.stem}.lock")):
-        try:
-            best = checkpoint.load_model(path)
-        except UserError:  # missing or damaged
-            best = None
+        best = _load_best(path)
         same_images = best and best["fingerprint"]["images"] == model["fingerprint"]["images"]
         if not (same_images and _is_rankable(best) and _val_mse(best) <= _val_mse(model)):
             checkpoint.save(model, path)
+
+
+def _load_best(path: Path) -> dict | None:
+    """Returns the best model, or None if the file is missing or damaged."""
+    try:
+        return checkpoint.load_model(path)
+    except UserError:
+        return None
 
 
 def _is_rankable(model: dict) -> bool:

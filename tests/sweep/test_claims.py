@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, only_line
-from survival import MAIN, Process, alive, differences, result_of, wait_until
+from helpers import only_line
+from survival import MAIN, Process, alive, changed_program, differences, result_of, wait_until
 
 import main
 from deepcolor.training.config import TrainConfig, TrainingRun
@@ -21,16 +21,6 @@ from deepcolor.training.paths import RunPaths
 FLAGS = "--device cpu --network regressor --weight-decay 0".split()
 TWO_RUNS = [*FLAGS, *"--lr 0.003 0.001 --epoch 2 4".split()]
 FINISHED = re.compile(r"^(\w+ epoch_\S+): val mse", re.MULTILINE)
-CHANGED_PROGRAM = """
-import multiprocessing, os, sys
-sys.path.insert(0, {root!r})
-import Constants
-from deepcolor.training.trainer import Trainer
-{change}
-import main
-if __name__ == "__main__":
-    sys.exit(main.main())
-"""
 # Kills the process that trains: once in the one run, and always in the other.
 DEADLY = """
 def train_epoch(trainer, original=Trainer.train_epoch):
@@ -47,17 +37,10 @@ Trainer.train_epoch = train_epoch
 SAVES_OFTEN = "Constants.SAVE_SECONDS = 0.05"
 
 
-def changed_program(folder: Path, change: str) -> Path:
-    """Returns a main.py that runs some lines first, in its worker processes too."""
-    path = folder / "changed.py"
-    path.write_text(CHANGED_PROGRAM.format(root=str(ROOT), change=change))
-    return path
-
-
 @pytest.mark.parametrize("built_in", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["given", "built-in"])
 def test_three_commands_share_a_sweep_and_one_is_killed(photos: Path, tmp_path: Path, built_in: bool) -> None:
     """Without --images, one of them adds the built-in photographs, and the others wait for it."""
-    flags = [*FLAGS, *"--lr 0.003 0.002 0.001 0.0003 --epoch 4 8 --jobs 1".split()]
+    flags = [*FLAGS, *"--lr 0.003 0.002 0.001 --epoch 4 8 --jobs 1".split()]
     images = [] if built_in else ["--images", photos]
     with contextlib.ExitStack() as stack:
         command = [*images, *flags, "--output", "out"]
@@ -71,7 +54,7 @@ def test_three_commands_share_a_sweep_and_one_is_killed(photos: Path, tmp_path: 
     assert sum("scikit-image" in each for each in said) == built_in
     assert all("Best regressor" in each for each in said[1:])
     finished = FINISHED.findall("\n".join(said))
-    assert len(finished) == len(set(finished)) >= 7  # the killed process may not have printed its last one
+    assert len(finished) == len(set(finished)) >= 5  # the killed process may not have printed its last one
     images = images or ["--images", tmp_path / "data"]
     assert differences(tmp_path / "out", result_of(tmp_path / "alone", *images, *flags)) == []
 

@@ -7,45 +7,42 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, SHORT, only_line
-from survival import MAIN, Process, result_of, wait_until
+from survival import MAIN, Process, changed_program, result_of, wait_until, without_bar
 
 import main
 from deepcolor.common.signals import STOP_SIGNALS, STOPPED_MESSAGE
 from deepcolor.sweep import slurm
 
-FLAGS = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 60 --batch-size 4".split()
-SLOW_PROGRAM = f"""
+FLAGS = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 6 --batch-size 4".split()
+SLOW_STEPS = "step = Trainer.step; Trainer.step = lambda *arguments: (time.sleep(0.1), step(*arguments))"
+SLOW_SAVE = "Trainer.save = lambda *arguments: time.sleep(600)"
+SLOW_DECODER = f"""
 import runpy, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-{{change}}
+from deepcolor.data import lab_cache
+lab_cache.decode_image = lambda content: time.sleep(600)
 sys.argv[0] = {str(MAIN)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SLOW_DECODER = "from deepcolor.data import lab_cache; lab_cache.decode_image = lambda content: time.sleep(600)"
-SLOW_SAVE = "from deepcolor.training.trainer import Trainer; Trainer.save = lambda *arguments: time.sleep(600)"
-
-
-def slow_program(folder: Path, change: str) -> Path:
-    (folder / "slow.py").write_text(SLOW_PROGRAM.format(change=change))
-    return folder / "slow.py"
 
 
 def check_stopped(process: Process, number: signal.Signals) -> None:
     assert process.code == 128 + number, process.stderr
-    assert only_line(process.stderr).endswith(STOPPED_MESSAGE)
+    assert without_bar(process.stderr).strip().endswith(f".py: {STOPPED_MESSAGE}")
+    assert process.stderr.count("\n") == 1
     assert "Traceback" not in process.stdout
 
 
 def test_every_signal_saves_and_the_same_command_finishes(photos: Path, tmp_path: Path) -> None:
     """Ctrl-C goes to all processes of a terminal, and `kill` to one. A cluster sends SIGUSR1 to all."""
     command = ["--images", photos, *FLAGS, "--jobs"]
-    output = tmp_path / "out"
+    output, program = tmp_path / "out", changed_program(tmp_path, SLOW_STEPS)
     for number, group, jobs in ((signal.SIGINT, True, 2), (signal.SIGTERM, False, 2), (signal.SIGUSR1, True, 1)):
         before = states(output)
-        with Process(*command, jobs, "--output", output, cwd=tmp_path / "logs") as process:
+        with Process(*command, jobs, "--output", output, cwd=tmp_path / "logs", program=program) as process:
             assert wait_until(lambda process=process: "About" in process.stdout)
             assert jobs == 1 or wait_until(lambda process=process: len(process.workers()) == 2)
-            time.sleep(0.3)
+            time.sleep(0.5)
             process.stop(number, group)
             check_stopped(process, number)
             assert "from the beginning, changed" not in process.stdout
@@ -81,7 +78,8 @@ def while_workers_start(process: Process) -> None:
 def test_a_signal_before_training_stops_at_once(
     photos: Path, tmp_path: Path, moment: Callable[[Process], None], number: signal.Signals
 ) -> None:
-    program = slow_program(tmp_path, SLOW_DECODER) if moment is while_decoding else MAIN
+    (tmp_path / "slow.py").write_text(SLOW_DECODER)
+    program = tmp_path / "slow.py" if moment is while_decoding else MAIN
     command = ["--images", photos, *FLAGS, "--jobs", 2, "--output", tmp_path / "out"]
     with Process(*command, cwd=tmp_path, program=program) as process:
         moment(process)
@@ -90,7 +88,7 @@ def test_a_signal_before_training_stops_at_once(
 
 
 def test_a_second_ctrl_c_does_not_wait(photos: Path, tmp_path: Path) -> None:
-    program = slow_program(tmp_path, SLOW_SAVE)
+    program = changed_program(tmp_path, SLOW_SAVE)
     with Process("--images", photos, *SHORT, "--output", tmp_path / "out", cwd=tmp_path, program=program) as process:
         assert wait_until(lambda: "About" in process.stdout)
         time.sleep(0.5)
