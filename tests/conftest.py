@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, SHORT, only_line, picture, visible_files, write
+from helpers import ROOT, SHORT, TEST_PHOTOS, Run, only_line, picture, visible_files, write
 from PIL import Image
 
 import main
@@ -17,7 +16,6 @@ from deepcolor.data.dataset import LabDataModule
 
 torch.set_num_threads(1)  # as the program does for networks of so few maps: sums depend on it in the last bit
 
-TEST_PHOTOS = {"cliff.png": (128, 128), "dune.png": (128, 200), "elm.bmp": (128, 128), "fern.png": (180, 128)}
 RUN_FLAGS = "--device cpu --feature-maps 3 --lr 0.003 --epoch 2 4 --weight-decay 0 1e-5 --seed 7".split()
 
 
@@ -85,16 +83,6 @@ def run_main(start_main: Callable[..., subprocess.Popen]) -> Callable[..., subpr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), stderr.decode())
 
     return run
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a finished run left: its folder, and what it said."""
-
-    output: Path
-    photos: Path
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="session")

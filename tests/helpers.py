@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,23 @@ from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_PHOTOS = {"cliff.png": (128, 128), "dune.png": (128, 200), "elm.bmp": (128, 128), "fern.png": (180, 128)}
 SIDE = 128
 ORIENTATION = 0x0112  # the tag of EXIF
 TASKS = [("regressor", ""), ("colorizer", "sigmoid"), ("colorizer", "tanh")]
 TASK_NAMES = ["regressor", "colorizer_sigmoid", "colorizer_tanh"]  # the folders of their checkpoints
 SUBSETS = ("train", "val", "test")
 SHORT = "--device cpu --network regressor --lr 0.001 --weight-decay 0 --epoch 1".split()  # the shortest run there is
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left: its folder, and what it said."""
+
+    output: Path
+    photos: Path
+    stdout: str
+    stderr: str
 
 
 def copy_program(folder: Path) -> None:

@@ -14,7 +14,7 @@ from helpers import TASK_NAMES, TASKS, photo, picture, write
 import main
 
 if TYPE_CHECKING:
-    from conftest import Run
+    from helpers import Run
 
 NUMBER = r"(-?\d+\.\d+)"
 RUNS = [f"epoch_{epoch}_lr_0.003_weight_decay_{decay}" for epoch in (2, 4) for decay in ("0", "1e-05")]

@@ -9,8 +9,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import TEST_PHOTOS, Run
-from helpers import SIDE, TASK_NAMES, TASKS, named, photo
+from helpers import SIDE, TASK_NAMES, TASKS, TEST_PHOTOS, Run, named, photo
 from PIL import Image
 
 import Constants
