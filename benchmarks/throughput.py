@@ -65,7 +65,7 @@ def measure_network(network: str, ours: Side, theirs: Side, images: int, repeats
     epochs = {side: max(1, round(SECONDS / max(side.ask("warm_up", network, SECONDS)))) for side in sides}
     seconds: dict[Side, list[float]] = {side: [] for side in sides}
     parts: dict[Side, list[dict[str, float]]] = {side: [] for side in sides}
-    peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    peaks: dict[str, list[float]] = {side.precision: [] for side in sides}
     saving: list[float] = []
     for _ in range(repeats):
         for side in sides:

@@ -121,7 +121,10 @@ def test_a_killed_rank_ends_the_others_with_one_line(
         assert process.finish(SECONDS_TO_NOTICE) == 1
         assert not any(map(alive, pids))
         assert own_lines(process) == [LOST]
-        assert exit_codes(process) == [-signal.SIGKILL, 1]
+        killed, other = exit_codes(process)
+        assert killed == -signal.SIGKILL
+        # The other rank notices the lost connection itself, or torchrun's SIGTERM reaches it first.
+        assert other in (1, 128 + signal.SIGTERM)
 
 
 def test_a_signal_while_rank_0_decodes_stops_all_with_one_line(photos: Path, tmp_path: Path) -> None:
