@@ -5,6 +5,7 @@ import csv
 import errno
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -103,10 +104,15 @@ def _lock(path: Path) -> FileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        with contextlib.suppress(Timeout):
+        with contextlib.suppress(Timeout), warnings.catch_warnings(action="ignore"):
             lock.acquire(timeout=0)
-    except NotImplementedError as error:
-        raise OSError(errno.ENOLCK, "this file system does not support locks", str(path)) from error
+    except NotImplementedError:  # filelock before 3.21
+        supported = False
+    else:
+        supported = isinstance(lock, FileLock)  # newer versions turn it into a lock that a killed process never frees
+    if not supported:
+        lock.release(force=True)
+        raise OSError(errno.ENOLCK, "this file system does not support locks", str(path))
     return lock
 
 

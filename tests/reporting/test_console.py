@@ -4,17 +4,13 @@ import csv
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import oracles
 import pytest
-from helpers import TASK_NAMES, TASKS, photo, picture, write
+from helpers import TASK_NAMES, TASKS, Run, photo, picture, write
 
 import main
-
-if TYPE_CHECKING:
-    from helpers import Run
 
 NUMBER = r"(-?\d+\.\d+)"
 RUNS = [f"epoch_{epoch}_lr_0.003_weight_decay_{decay}" for epoch in (2, 4) for decay in ("0", "1e-05")]
@@ -31,7 +27,7 @@ def best(rows: list[dict[str, str]], network: str, activation: str) -> dict[str,
     return min(members, key=lambda row: float(row["val_mse"]))
 
 
-def test_the_images_the_plan_and_the_time_come_first(run: "Run") -> None:
+def test_the_images_the_plan_and_the_time_come_first(run: Run) -> None:
     first = run.stdout.splitlines()[:3]
     assert "17 training, 3 validation and 4 test images" in first[0]
     assert "12 combinations in 6 training runs: 24 epochs" in first[1]
@@ -39,7 +35,7 @@ def test_the_images_the_plan_and_the_time_come_first(run: "Run") -> None:
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_every_combination_has_a_line_when_it_is_finished(run: "Run", task: str) -> None:
+def test_every_combination_has_a_line_when_it_is_finished(run: Run, task: str) -> None:
     for name in RUNS:
         lines = [line for line in run.stdout.splitlines() if line.startswith(f"{task} {name}:")]
         assert len(lines) == 1
@@ -49,7 +45,7 @@ def test_every_combination_has_a_line_when_it_is_finished(run: "Run", task: str)
         assert f"test mse {float(row['test_mse']):.6f}" in lines[0]
 
 
-def test_the_two_numbers_of_every_test_image(run: "Run") -> None:
+def test_the_two_numbers_of_every_test_image(run: Run) -> None:
     row = best(results(run.output), "regressor", "")
     means = run.output / f"Plots/Regressor/{Path(row['checkpoint']).stem}_means.csv"
     with open(means, newline="") as file:
@@ -68,7 +64,7 @@ def test_the_two_numbers_of_every_test_image(run: "Run") -> None:
     assert sum(errors) / len(errors) / 255**2 == pytest.approx(float(row["test_mse"]), rel=0.02)
 
 
-def test_the_tables_are_ranked_by_the_validation_images(run: "Run") -> None:
+def test_the_tables_are_ranked_by_the_validation_images(run: Run) -> None:
     rows = results(run.output)
     for network, count in (("Regressor", 4), ("Colorizer", 8)):
         table = run.stdout.split(f"{network}: every combination")[1].split("\n\n")[0]
@@ -80,7 +76,7 @@ def test_the_tables_are_ranked_by_the_validation_images(run: "Run") -> None:
 
 
 @pytest.mark.parametrize(("network", "activation"), TASKS)
-def test_the_best_is_named_and_whether_it_beats_the_mean_color(run: "Run", network: str, activation: str) -> None:
+def test_the_best_is_named_and_whether_it_beats_the_mean_color(run: Run, network: str, activation: str) -> None:
     row = best(results(run.output), network, activation)
     (line,) = (x for x in run.stdout.splitlines() if x.startswith(f"Best {f'{network} {activation}'.strip()}:"))
     assert f"lr {row['lr']}, epoch {row['epoch']}, weight decay {row['weight_decay']}" in line
@@ -89,7 +85,7 @@ def test_the_best_is_named_and_whether_it_beats_the_mean_color(run: "Run", netwo
     assert (" beats the mean color" in line, " does NOT beat the mean color" in line) == (beaten, not beaten)
 
 
-def test_nothing_but_the_progress_bar_is_on_stderr(run: "Run") -> None:
+def test_nothing_but_the_progress_bar_is_on_stderr(run: Run) -> None:
     assert "\n" not in run.stderr  # the bar is removed at the end
     assert run.stderr.rpartition("\r")[2].strip() == ""
 
@@ -108,7 +104,7 @@ def test_a_model_that_does_not_beat_the_mean_color_is_reported_as_such(
 
 
 def test_report_gathers_what_is_finished_without_training(
-    run: "Run", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     output = shutil.copytree(run.output, tmp_path / "out")
     expected = (output / "Plots/results.csv").read_text()

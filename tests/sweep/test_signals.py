@@ -1,5 +1,6 @@
 """Signals: what is trained is saved and the same command continues; a Slurm job near its time limit requeues itself."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, SHORT, only_line
 from survival import MAIN, Process, changed_program, result_of, wait_until, without_bar
+from torch import Tensor
 
 import main
 from deepcolor.common.signals import STOP_SIGNALS, STOPPED_MESSAGE
 from deepcolor.sweep import slurm
+from deepcolor.training.trainer import Trainer
 
 FLAGS = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 6 --batch-size 4".split()
+STOPPED = f"main.py: {STOPPED_MESSAGE}"
 SLOW_STEPS = "step = Trainer.step; Trainer.step = lambda *arguments: (time.sleep(0.1), step(*arguments))"
 SLOW_SAVE = "Trainer.save = lambda *arguments: time.sleep(600)"
 SLOW_DECODER = f"""
@@ -26,6 +30,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.fixture(scope="module")
+def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The result of an undisturbed run."""
+    return result_of(tmp_path_factory.mktemp("expected"), "--images", photos, *FLAGS, "--jobs", 1)
+
+
 def check_stopped(process: Process, number: signal.Signals) -> None:
     assert process.code == 128 + number, process.stderr
     assert without_bar(process.stderr).strip().endswith(f".py: {STOPPED_MESSAGE}")
@@ -33,22 +43,43 @@ def check_stopped(process: Process, number: signal.Signals) -> None:
     assert "Traceback" not in process.stdout
 
 
-def test_every_signal_saves_and_the_same_command_finishes(photos: Path, tmp_path: Path) -> None:
-    """Ctrl-C goes to all processes of a terminal, and `kill` to one. A cluster sends SIGUSR1 to all."""
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_saves_and_the_same_command_continues(
+    photos: Path, tmp_path: Path, expected: dict, capsys: pytest.CaptureFixture, number: signal.Signals
+) -> None:
+    """In the middle of an epoch."""
+    command = ["--images", photos, *FLAGS, "--jobs", 1]
+    steps = []
+
+    def step(trainer: Trainer, *batch: Tensor, original: Callable = Trainer.step) -> None:
+        original(trainer, *batch)
+        steps.append(trainer.batch)
+        if len(steps) == 14:  # of 5 per epoch, after the 8 steps that measure the speed
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        assert main.main([*map(str, command), "--output", str(tmp_path / "out")]) == 128 + number
+    assert len(steps) == 14
+    said = capsys.readouterr()
+    assert only_line(said.err) == STOPPED
+    assert result_of(tmp_path / "out", *command) == expected
+    assert "from the beginning, changed" not in capsys.readouterr().out
+
+
+def test_a_signal_stops_all_worker_processes_after_saving(photos: Path, tmp_path: Path, expected: dict) -> None:
+    """Ctrl-C goes to all processes of a terminal, and `kill` to one."""
     command = ["--images", photos, *FLAGS, "--jobs"]
     output, program = tmp_path / "out", changed_program(tmp_path, SLOW_STEPS)
-    for number, group, jobs in ((signal.SIGINT, True, 2), (signal.SIGTERM, False, 2), (signal.SIGUSR1, True, 1)):
+    for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         before = states(output)
-        with Process(*command, jobs, "--output", output, cwd=tmp_path / "logs", program=program) as process:
-            assert wait_until(lambda process=process: "About" in process.stdout)
-            assert jobs == 1 or wait_until(lambda process=process: len(process.workers()) == 2)
+        with Process(*command, 2, "--output", output, cwd=tmp_path / "logs", program=program) as process:
+            assert wait_until(lambda process=process: len(process.workers()) == 2)
             time.sleep(0.5)
             process.stop(number, group)
             check_stopped(process, number)
-            assert "from the beginning, changed" not in process.stdout
         assert states(output) != before
     assert not list(output.rglob("epoch_*.pt"))
-    expected = result_of(tmp_path / "alone", *command, 1)
     assert result_of(output, *command, 1) == expected
 
 
@@ -108,7 +139,6 @@ exit {code}
 """
 JOB = {"SLURM_JOB_ID": "77"}
 ARRAY = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "5"}
-STOPPED = f"main.py: {STOPPED_MESSAGE}"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +190,7 @@ def test_restart_ignores_what_is_older_than_the_job(
         return capsys.readouterr().out.count(": val mse")
 
     assert trained(False) == 1
-    assert trained(True) == trained(True) == 1
+    assert trained(True) == 1
     assert trained(True, SLURM_JOB_ID="77") == 1
     assert trained(True, SLURM_JOB_ID="77") == 0  # requeued
     assert trained(True, SLURM_JOB_ID="81", SLURM_ARRAY_JOB_ID="80") == 1

@@ -4,20 +4,23 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, copy_program
 from slurm import Slurm, install
-from survival import contents, differences, wait_until
+from survival import contents, differences, result_of, wait_until
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = "run_regressor.sh"
-# Two networks, two learning rates: four training runs, long enough to be stopped.
-FLAGS = "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 60 --batch-size 4".split()
-FINISHED = re.compile(r"^(\w+ epoch_\S+): val mse", re.MULTILINE)
+# Two networks, two learning rates: four training runs.
+FLAGS = (
+    "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 60 --batch-size 4 --jobs 1".split()
+)
+FINISHED = re.compile(r"(\w+ epoch_\S+): val mse")  # in a log, it can follow a progress bar
 DONE = ("COMPLETED", "0:0")
 
 
@@ -118,25 +121,30 @@ def test_the_gpus_of_two_nodes_train_together(slurm: Slurm, tmp_path: Path, call
 
 # --- Sweeps ----------------------------------------------------------------------------------------
 
+# Makes training runs long enough to be stopped, however fast the machine is.
+SLOW_STEPS = """
+import time
+from deepcolor.training.trainer import Trainer
+step = Trainer.step
+Trainer.step = lambda *arguments: (time.sleep(0.02), step(*arguments))
+"""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, in the folder from which sbatch is called."""
+    """The program with slow steps, in the folder from which sbatch is called."""
     folder = tmp_path_factory.mktemp("project")
     copy_program(folder)
     shutil.copy(ROOT / SCRIPT, folder)
+    head, _, tail = (folder / "main.py").read_text().partition("\ndef ")
+    (folder / "main.py").write_text(f"{head}{SLOW_STEPS}\ndef {tail}")
     return folder
 
 
 @pytest.fixture(scope="module")
-def expected(slurm: Slurm, project: Path, photos: Path) -> dict[str, object]:
-    """The result of one job. Its output folder has a space in its name."""
-    job = slurm.submit(SCRIPT, "--images", photos, "--output", "a single run", *FLAGS, cwd=project)
-    slurm.wait(job)
-    said = slurm.log(project, job)
-    assert slurm.ended(job) == DONE, said
-    assert "Best colorizer sigmoid" in said
-    return contents(project / "a single run")
+def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The result of an undisturbed run."""
+    return result_of(tmp_path_factory.mktemp("expected"), "--images", photos, *FLAGS)
 
 
 def logs(slurm: Slurm, folder: Path, array: int, tasks: list[int]) -> dict[int, str]:
@@ -169,6 +177,7 @@ def test_near_its_time_limit_a_task_saves_and_continues_after_requeueing_itself(
             if FINISHED.search(slurm.log(project, f"{job}_{task}")):  # the first of two snapshots
                 slurm.call("scancel", "--signal=USR1", *ways[task], f"{job}_{task}")
                 waiting.remove(task)
+        time.sleep(0.2)
         return not waiting
 
     assert wait_until(signal_what_trains)
@@ -193,8 +202,8 @@ def test_a_preempted_job_has_the_same_result(
     slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
 ) -> None:
     """`scontrol requeue` does what preemption does. --restart counts once, not at each new start."""
-    job = slurm.submit(SCRIPT, "--images", photos, "--output", "preempted", *FLAGS, "--restart", cwd=project)
-    stop_during_training(slurm, project / "preempted", job, "scontrol", "requeue")
+    job = slurm.submit(SCRIPT, "--images", photos, "--output", "my results", *FLAGS, "--restart", cwd=project)
+    stop_during_training(slurm, project / "my results", job, "scontrol", "requeue")
     slurm.wait(job)
     said = slurm.log(project, job)
     assert slurm.ended(job) == DONE, said
@@ -204,7 +213,7 @@ def test_a_preempted_job_has_the_same_result(
     assert "Traceback" not in said
     finished = FINISHED.findall(said)
     assert len(finished) == len(set(finished)) == 8
-    assert differences(project / "preempted", expected) == []
+    assert differences(project / "my results", expected) == []
 
 
 def test_a_job_that_must_not_be_requeued_says_so(slurm: Slurm, project: Path, photos: Path) -> None:
@@ -213,7 +222,7 @@ def test_a_job_that_must_not_be_requeued_says_so(slurm: Slurm, project: Path, ph
     stop_during_training(slurm, project / "alone", job, "scancel", "--signal=USR1")
     slurm.wait(job)
     assert slurm.ended(job) == ("FAILED", "1:0")
-    (line,) = (line for line in slurm.log(project, job).splitlines() if line.startswith("main.py: "))
+    (line,) = (line for line in slurm.log(project, job).splitlines() if "main.py: " in line)
     assert f"saved, but Slurm does not requeue job {job}: Requested operation is presently disabled" in line
 
 
