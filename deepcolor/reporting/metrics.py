@@ -1,8 +1,6 @@
 """Scores of a colored image against the original, and how much color a Colorizer uses."""
 
 import numpy as np
-from skimage.color import deltaE_ciede2000
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from deepcolor.common.color import srgb_to_lab
 
@@ -18,6 +16,9 @@ def image_scores(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
     No border is cropped. PSNR is over all three channels, and infinite for equal images. SSIM is that of Wang et al.
     2004: a Gaussian window with sigma 1.5, and population covariances.
     """
+    from skimage.color import deltaE_ciede2000
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # imports scipy.stats, which takes 1 s
+
     with np.errstate(divide="ignore"):
         psnr = peak_signal_noise_ratio(original, colored, data_range=255)
     ssim = structural_similarity(

@@ -152,11 +152,12 @@ def _exit_with(parent: int) -> None:
 
 
 def _process_context() -> multiprocessing.context.BaseContext:
-    """Returns a context whose processes do not inherit PyTorch's threads. A fork server imports PyTorch only once."""
+    """Returns a context whose processes do not inherit PyTorch's threads. A fork server imports modules only once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepcolor.sweep.sweep"])
+    # The first optimizer of a process imports torch._dynamo, the first score scipy.stats: seconds each.
+    context.set_forkserver_preload(["deepcolor.sweep.sweep", "torch._dynamo", "scipy.stats"])
     resource_tracker.ensure_running()  # the fork server starts it otherwise, which unblocks its signals
     return context
 

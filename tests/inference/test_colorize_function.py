@@ -118,6 +118,7 @@ def test_the_network_sees_transparent_parts_as_white() -> None:
     assert predictor.lightness[:, 80:].max() < 0.03
 
 
+@pytest.mark.slow
 def test_an_unseen_face_is_closer_to_the_truth_than_in_the_mean_color(
     faces_dir: Path, tmp_path: Path, run_colorize: Callable
 ) -> None:

@@ -26,10 +26,11 @@ def check_best(output: Path) -> dict[str, str]:
 
 
 def test_the_best_models_are_kept_up_to_date(photos: Path, tmp_path: Path) -> None:
-    command = ["--images", photos, *FLAGS, "--activation", "tanh"]
-    result_of(tmp_path, *command, "--lr", "1e-6", "1e30")  # the second diverges
+    command = ["--images", photos, *FLAGS]
+    result_of(tmp_path, *command, "--activation", "tanh", "--lr", "1e-6", "1e30")  # the second diverges
     first = check_best(tmp_path)
-    result_of(tmp_path, *command, "sigmoid", "--lr", "0.01", "1e-7")  # a better model, and a worse one after it
+    # A better model, and a worse one after it.
+    result_of(tmp_path, *command, "--activation", "sigmoid", "--lr", "0.01", "1e-7")
     second = check_best(tmp_path)
     assert all("lr_0.01" in second[network] and "lr_1e-06" in first[network] for network in first)
     # What --report finds: one is lost, the other is damaged, and the best model itself was deleted.

@@ -62,13 +62,12 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("size", "earlier", "flags"),
-    [(5_000, "", []), (1_000_000, "", []), (100, ".cache", []), (20_000, ".cache", []), (20_000, ".", ["--restart"])],
-    ids=[
-        "index of the cache",
-        "records of the cache",
-        "any file",
-        "a checkpoint",
-        "a checkpoint beside an earlier one",
+    [
+        pytest.param(5_000, "", [], id="index of the cache"),
+        pytest.param(1_000_000, "", [], id="records of the cache", marks=pytest.mark.slow),
+        pytest.param(100, ".cache", [], id="any file", marks=pytest.mark.slow),
+        pytest.param(20_000, ".cache", [], id="a checkpoint", marks=pytest.mark.slow),
+        pytest.param(20_000, ".", ["--restart"], id="a checkpoint beside an earlier one"),
     ],
 )
 def test_a_write_that_fails(check: Check, whole: Path, tmp_path: Path, size: int, earlier: str, flags: list) -> None:

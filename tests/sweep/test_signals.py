@@ -67,24 +67,23 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert "from the beginning, changed" not in capsys.readouterr().out
 
 
-def test_a_signal_stops_all_worker_processes_after_saving(photos: Path, tmp_path: Path, expected: dict) -> None:
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
+)
+def test_a_signal_stops_all_worker_processes_after_saving(
+    photos: Path, tmp_path: Path, expected: dict, number: signal.Signals, group: bool
+) -> None:
     """Ctrl-C goes to all processes of a terminal, and `kill` to one."""
     command = ["--images", photos, *FLAGS, "--jobs"]
     output, program = tmp_path / "out", changed_program(tmp_path, SLOW_STEPS)
-    for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
-        before = states(output)
-        with Process(*command, 2, "--output", output, cwd=tmp_path / "logs", program=program) as process:
-            assert wait_until(lambda process=process: len(process.workers()) == 2)
-            time.sleep(0.5)
-            process.stop(number, group)
-            check_stopped(process, number)
-        assert states(output) != before
+    with Process(*command, 2, "--output", output, cwd=tmp_path / "logs", program=program) as process:
+        assert wait_until(lambda: len(process.workers()) == 2)
+        time.sleep(0.5)
+        process.stop(number, group)
+        check_stopped(process, number)
+    assert len(list(output.rglob(".state/*.pt"))) == 2
     assert not list(output.rglob("epoch_*.pt"))
     assert result_of(output, *command, 1) == expected
-
-
-def states(output: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in output.rglob(".state/*.pt")}
 
 
 def while_importing(process: Process) -> None:
@@ -103,7 +102,11 @@ def while_workers_start(process: Process) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "number"),
-    [(while_importing, signal.SIGINT), (while_decoding, signal.SIGTERM), (while_workers_start, signal.SIGTERM)],
+    [
+        (while_importing, signal.SIGINT),
+        (while_decoding, signal.SIGTERM),
+        pytest.param(while_workers_start, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_signal_before_training_stops_at_once(

@@ -15,6 +15,7 @@ from survival import MAIN, Process, alive, wait_until
 
 from deepcolor.common.signals import STOPPED_MESSAGE, Interrupted
 from deepcolor.data.dataset import LabDataModule
+from deepcolor.training.trainer import Trainer
 
 FLAGS = "--device cpu --activation sigmoid --weight-decay 0 --epoch 2 20 --batch-size 4 --seed 5".split()
 CONFIG = {"lr": 0.01, "weight_decay": 0, "batch_size": 4}
@@ -29,10 +30,20 @@ def output(process: Process) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Process:
-    """Two ranks that trained both networks without interruption. Their output is in `out`."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with torchrun("--images", photos, *FLAGS, "--lr", 0.01, "--jobs", 2, "--output", "out", cwd=folder) as process:
+def interrupted(data: LabDataModule, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A Colorizer that a single process trained for an epoch and a half."""
+    output = tmp_path_factory.mktemp("ranks") / "out"
+    trainer = manager(TASKS[1], data, output, SNAPSHOTS, SilentCallbacks(1.5), **CONFIG, seed=5)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def finished(interrupted: Trainer, photos: Path) -> Process:
+    """Two ranks that continued the Colorizer and trained the Regressor. Their output is in `out`."""
+    flags = ["--images", photos, *FLAGS, "--lr", 0.01, "--jobs", 2, "--output", "out"]
+    with torchrun(*flags, cwd=interrupted.paths.root.parent) as process:
         assert process.finish() == 0, process.stderr
         return process
 
@@ -52,6 +63,13 @@ def test_only_rank_0_prints_and_writes(finished: Process, data: LabDataModule, t
         assert names == manager(task, data, tmp_path).model.state_dict().keys()  # as colorize.py loads it
 
 
+def test_ranks_continue_what_a_single_process_began(interrupted: Trainer, finished: Process) -> None:
+    """On CPUs each rank normalizes over its part of a batch, so that ranks that start anew have another loss."""
+    losses = [read_checkpoint(output(finished), TASKS[1], epoch)["history"]["train_mse"] for epoch in SNAPSHOTS]
+    assert [len(history) for history in losses] == list(SNAPSHOTS)
+    assert [history[0] for history in losses] == interrupted.history["train_mse"] * 2
+
+
 @pytest.mark.slow
 def test_two_ranks_learn_what_a_single_process_learns(finished: Process, data: LabDataModule, tmp_path: Path) -> None:
     """Within the spread of seeds: on CPUs each rank normalizes over its half of the batch."""
@@ -68,6 +86,7 @@ def test_two_ranks_learn_what_a_single_process_learns(finished: Process, data: L
     assert abs(found - late) < tolerance
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_continues_a_run(
     finished: Process, photos: Path, data: LabDataModule, tmp_path: Path
 ) -> None:
@@ -127,6 +146,7 @@ def test_a_killed_rank_ends_the_others_with_one_line(
         assert other in (1, 128 + signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_signal_while_rank_0_decodes_stops_all_with_one_line(photos: Path, tmp_path: Path) -> None:
     started = program(tmp_path, SLOW_DECODER)
     with torchrun("--images", photos, *SHORT, "--output", "out", cwd=tmp_path, program=started) as process:
@@ -152,7 +172,7 @@ NO_FOLDER = "open('out/checkpoints/regressor/.state', 'w')"  # a file where rank
 @pytest.mark.parametrize(
     ("changes", "flags", "code", "text"),
     [
-        ("", ["--batch-size", 1], 2, "main.py: --batch-size 1 is the batch of all ranks together"),
+        pytest.param("", ["--batch-size", 1], 2, "main.py: --batch-size 1 is", marks=pytest.mark.slow),
         pytest.param(NO_FOLDER, [], 1, ".state", marks=pytest.mark.slow),
         (NO_MEMORY, ["--epoch", 9], 1, "main.py: failed: regressor lr_0.001_weight_decay_0: no memory left"),
     ],
