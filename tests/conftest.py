@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, SHORT, TEST_PHOTOS, Run, only_line, picture, visible_files, write
+from helpers import ROOT, SHORT, TEST_PHOTOS, only_line, picture, visible_files, write
 from PIL import Image
 
 import main
 from deepcolor.data.dataset import LabDataModule
 
 torch.set_num_threads(1)  # as the program does for networks of so few maps: sums depend on it in the last bit
-
-RUN_FLAGS = "--device cpu --feature-maps 3 --lr 0.003 --epoch 2 4 --weight-decay 0 1e-5 --seed 7".split()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,17 +81,6 @@ def run_main(start_main: Callable[..., subprocess.Popen]) -> Callable[..., subpr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), stderr.decode())
 
     return run
-
-
-@pytest.fixture(scope="session")
-def run(
-    photos: Path, run_main: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    """One small sweep by the real command: both networks, both activations, two weight decays, two snapshots."""
-    output = tmp_path_factory.mktemp("run")
-    done = run_main("--images", photos, "--output", output, *RUN_FLAGS, cwd=output)
-    assert done.returncode == 0, done.stderr
-    return Run(output, photos, done.stdout, done.stderr)
 
 
 @pytest.fixture

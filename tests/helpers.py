@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +32,6 @@ TASKS = [("regressor", ""), ("colorizer", "sigmoid"), ("colorizer", "tanh")]
 TASK_NAMES = ["regressor", "colorizer_sigmoid", "colorizer_tanh"]  # the folders of their checkpoints
 SUBSETS = ("train", "val", "test")
 SHORT = "--device cpu --network regressor --lr 0.001 --weight-decay 0 --epoch 1".split()  # the shortest run there is
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a finished run left: its folder, and what it said."""
-
-    output: Path
-    photos: Path
-    stdout: str
-    stderr: str
 
 
 def copy_program(folder: Path) -> None:

@@ -1,24 +1,28 @@
-"""The files that a run writes, compared with the photographs and with each other; rows and tables of results."""
+"""One run: the files that it writes, compared with the photographs and with each other, and what it prints."""
 
 import csv
 import json
 import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import oracles
 import pytest
 import torch
-from helpers import SIDE, TASK_NAMES, TASKS, TEST_PHOTOS, Run, named, photo
+from helpers import SIDE, TASK_NAMES, TASKS, TEST_PHOTOS, named, photo
 from PIL import Image
 
 import Constants
+import main
 from Colorizer import Colorizer
 from deepcolor.data.dataset import LabDataModule
-from deepcolor.reporting import results
 from deepcolor.reporting.metrics import image_scores, mean_scores
-from deepcolor.training import config
 
+RUN_FLAGS = "--device cpu --feature-maps 3 --lr 0.003 --epoch 2 4 --weight-decay 0 1e-5 --seed 7".split()
 RUNS = [f"epoch_{epoch}_lr_0.003_weight_decay_{decay}" for epoch in (2, 4) for decay in ("0", "1e-05")]
 COLUMNS = (
     "network activation feature_maps lr epoch weight_decay seed status train_mse val_mse test_mse test_mse_a "
@@ -32,6 +36,27 @@ GRAY_LIGHTNESS = oracles.lab(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 
 HALF_STEP = np.diff(GRAY_LIGHTNESS).max() / 2  # how far rounding to 8 bits can move the L* of a gray pixel
 
 on_activations = pytest.mark.parametrize("activation", Constants.ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left: its folder, and what it said."""
+
+    output: Path
+    photos: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def run(
+    photos: Path, run_main: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """One small sweep by the real command: both networks, both activations, two weight decays, two snapshots."""
+    output = tmp_path_factory.mktemp("run")
+    done = run_main("--images", photos, "--output", output, *RUN_FLAGS, cwd=output)
+    assert done.returncode == 0, done.stderr
+    return Run(output, photos, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -178,35 +203,96 @@ def test_checkpoint_describes_itself(run: Run, rows: list[dict[str, str]], task:
         assert {key: content["metrics"][key] for key in figures} == {key: float(row[key]) for key in figures}
 
 
-def model(val_mse: float = 0.01, status: str = "done", swept: tuple[str, ...] = (), **hyperparameters: object) -> dict:
-    """Returns what `find_models` gives for a regressor, as an older version wrote it: without some hyperparameters."""
-    scores = dict.fromkeys(("train_mse", "test_mse", "gray_mse", "mean_color_mse"), 0.02)
-    hyperparameters = {"lr": 0.1, "epoch": 1, "weight_decay": 0, "seed": 0, **hyperparameters}
-    return {
-        "network": "regressor",
-        "activation": "",
-        "feature_maps": 3,
-        "seed": hyperparameters["seed"],
-        "hyperparameters": hyperparameters,
-        "swept": list(swept),
-        "metrics": {"status": status, "val_mse": val_mse, "diverged_epoch": 1, **scores},
-    }
+# --- The console -----------------------------------------------------------------------------------
+
+NUMBER = r"(-?\d+\.\d+)"
 
 
-def test_further_hyperparameters_have_a_column_if_swept_or_different() -> None:
-    rows = results.to_rows([model(batch_size=32), model(batch_size=4, swept=["dropout"]), model()])
-    position = COLUMNS.index("seed")
-    assert list(rows[0]) == [*COLUMNS[:position], "dropout", "batch_size", *COLUMNS[position:]]
-    # In numeric order; a model that does not know a hyperparameter has the default.
-    assert [row["batch_size"] for row in rows] == [4, Constants.BATCH_SIZE, 32]
-    assert {row["dropout"] for row in rows} == {config.default_of("dropout")}
+def best(rows: list[dict[str, str]], network: str, activation: str) -> dict[str, str]:
+    """Returns the row with the lowest validation error."""
+    members = [row for row in rows if (row["network"], row["activation"]) == (network, activation)]
+    return min(members, key=lambda row: float(row["val_mse"]))
 
 
-def test_only_finite_errors_are_ranked() -> None:
-    errors = [float("nan"), 0.3, 0.1, float("inf"), 0.2]
-    rows = results.to_rows([*(model(error, lr=0.1 + error) for error in errors), model(0.0, status="diverged")])
-    assert [row["val_mse"] for row in results.ranked(rows)] == [0.1, 0.2, 0.3]
-    assert results.best_of_each(rows)["regressor", ""]["val_mse"] == 0.1
-    table = results._table(rows)
-    assert [line.split()[0] for line in table[1:]] == [f"{rank}." for rank in range(1, 7)]
-    assert sum("diverged at epoch 1" in line for line in table[4:]) == 1
+def test_the_images_the_plan_and_the_time_come_first(run: Run) -> None:
+    first = run.stdout.splitlines()[:3]
+    assert "17 training, 3 validation and 4 test images" in first[0]
+    assert "12 combinations in 6 training runs: 24 epochs" in first[1]
+    assert re.search(r"[Aa]bout \d+ (s|min|h)", first[2])
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_every_combination_has_a_line_when_it_is_finished(run: Run, rows: list[dict[str, str]], task: str) -> None:
+    for name in RUNS:
+        lines = [line for line in run.stdout.splitlines() if line.startswith(f"{task} {name}:")]
+        assert len(lines) == 1
+        network, _, activation = task.partition("_")
+        (row,) = (r for r in rows if r["checkpoint"] == f"checkpoints/{task}/{name}.pt")
+        assert (row["network"], row["activation"]) == (network, activation)
+        assert f"test mse {float(row['test_mse']):.6f}" in lines[0]
+
+
+def test_the_two_numbers_of_every_test_image(run: Run, rows: list[dict[str, str]]) -> None:
+    row = best(rows, "regressor", "")
+    means = run.output / f"Plots/Regressor/{Path(row['checkpoint']).stem}_means.csv"
+    with open(means, newline="") as file:
+        written = {line["image"]: line for line in csv.DictReader(file)}
+    photos = sorted((run.photos / "test").iterdir())
+    assert set(written) == {path.stem for path in photos}
+    errors = []
+    for path in photos:
+        image = path.stem
+        (line,) = (line for line in run.stdout.splitlines() if line.endswith(f" {image}"))
+        a, b, true_a, true_b = (float(number) for number in re.findall(NUMBER, line))
+        expected = oracles.lab(photo(path))[..., 1:].mean(axis=(0, 1))
+        assert [true_a, true_b] == pytest.approx(list(expected), abs=0.011)
+        assert [a, b] == pytest.approx([float(written[image][f"predicted_{c}"]) for c in "ab"], abs=0.011)
+        errors += [(a - expected[0]) ** 2, (b - expected[1]) ** 2]
+    assert sum(errors) / len(errors) / 255**2 == pytest.approx(float(row["test_mse"]), rel=0.02)
+
+
+def test_the_tables_are_ranked_by_the_validation_images(run: Run, rows: list[dict[str, str]]) -> None:
+    for network, count in (("Regressor", 4), ("Colorizer", 8)):
+        table = run.stdout.split(f"{network}: every combination")[1].split("\n\n")[0]
+        values = [float(re.findall(r"0\.\d{6}", line)[0]) for line in re.findall(r"^ *\d+\. .*$", table, re.MULTILINE)]
+        assert len(values) == count
+        assert values == sorted(values)
+        expected = [float(row["val_mse"]) for row in rows if row["network"] == network.lower()]
+        assert values == pytest.approx(sorted(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(("network", "activation"), TASKS)
+def test_the_best_is_named_and_whether_it_beats_the_mean_color(
+    run: Run, rows: list[dict[str, str]], network: str, activation: str
+) -> None:
+    row = best(rows, network, activation)
+    (line,) = (x for x in run.stdout.splitlines() if x.startswith(f"Best {f'{network} {activation}'.strip()}:"))
+    assert f"lr {row['lr']}, epoch {row['epoch']}, weight decay {row['weight_decay']}" in line
+    assert f"{float(row['test_mse']):.6f}" in line
+    beaten = float(row["test_mse"]) < float(row["mean_color_mse"])
+    assert (" beats the mean color" in line, " does NOT beat the mean color" in line) == (beaten, not beaten)
+
+
+def test_nothing_but_the_progress_bar_is_on_stderr(run: Run) -> None:
+    assert "\n" not in run.stderr  # the bar is removed at the end
+    assert run.stderr.rpartition("\r")[2].strip() == ""
+
+
+def test_report_gathers_what_is_finished_without_training(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    output = shutil.copytree(run.output, tmp_path / "out")
+    expected = (output / "Plots/results.csv").read_text()
+    kept = {path: path.read_bytes() for path in (output / "checkpoints").rglob("epoch_*.pt")}
+    for path in [path for path in (output / "Plots").rglob("*") if path.suffix in (".csv", ".png")]:
+        if not path.name.endswith(("_triplets.png", "_means.csv")):
+            path.unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--report", "--output", str(output)]) == 0
+    assert (output / "Plots/results.csv").read_text() == expected
+    assert len(list((output / "Plots").rglob("*_loss.png"))) == 12
+    assert (output / "Plots/summary.png").stat().st_size > 0
+    assert {path: path.read_bytes() for path in (output / "checkpoints").rglob("epoch_*.pt")} == kept
+    ending = run.stdout[run.stdout.index("Mean color of each test image") :]
+    assert capsys.readouterr().out.endswith(ending)
+    assert not (tmp_path / "data").exists()

@@ -126,9 +126,8 @@ def rank_0_decodes(process: Process) -> object:
     return "decoding" in process.logs[1].read_text()
 
 
-@pytest.mark.parametrize(
-    ("rank", "moment"), [(1, is_training), pytest.param(0, rank_0_decodes, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "moment"), [(1, is_training), (0, rank_0_decodes)])
 def test_a_killed_rank_ends_the_others_with_one_line(
     rank: int, moment: Callable[[Process], object], photos: Path, tmp_path: Path
 ) -> None:
