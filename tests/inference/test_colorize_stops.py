@@ -96,6 +96,7 @@ def test_a_stop_leaves_complete_pictures_and_the_same_command_continues(
     assert len(colored(tmp_path / "out")) == PHOTOS
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_network_is_loaded(start: Callable[..., Process]) -> None:
     with start() as process:
         assert wait_until(lambda: process.has_open("libtorch"))

@@ -37,7 +37,7 @@ def check_log(output: Path, task: str, epochs: tuple[int, ...]) -> None:
 
 
 def test_log_matches_checkpoints_after_training_resuming_and_repeating(photos: Path, tmp_path: Path) -> None:
-    for epochs in ((1, 3), (1, 3, 4), (1, 3, 4)):
+    for epochs in ((1,), (1, 2), (1, 2)):
         flags = [*FLAGS, "--images", str(photos), "--output", str(tmp_path), "--epoch", *map(str, epochs)]
         assert main.main(flags) == 0
         for task in ("regressor", "colorizer_tanh"):

@@ -57,6 +57,7 @@ def test_three_commands_share_a_sweep_and_one_is_killed(photos: Path, tmp_path: 
     assert differences(tmp_path / "out", result_of(tmp_path / "alone", *images, *flags)) == []
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_are_replaced_and_a_run_that_kills_two_fails(photos: Path, tmp_path: Path) -> None:
     """The wide network uses several threads, on which its sums depend."""
     command = ["--images", photos, *FLAGS, *"--lr 0.003 --epoch 4 --feature-maps 3 16 --jobs".split()]

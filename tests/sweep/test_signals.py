@@ -67,9 +67,8 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert "from the beginning, changed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_stops_all_worker_processes_after_saving(
     photos: Path, tmp_path: Path, expected: dict, number: signal.Signals, group: bool
 ) -> None:
