@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import os
+import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from deepcolor.common.system import sync_folder
 from utils import UserError
 
 
@@ -38,14 +40,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
         OSError: the file cannot be written. The old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=f".part{path.suffix}", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         write(temporary)
         if durable:
             os.fsync(handle)
-        if hasattr(os, "fchmod"):  # mkstemp makes the file private
-            os.fchmod(handle, 0o666 & ~_UMASK)
         os.close(handle)
         handle = -1
         os.replace(temporary, path)
@@ -57,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
         if handle >= 0:
             os.close(handle)
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
@@ -114,19 +114,3 @@ def _lock(path: Path) -> FileLock:
         lock.release(force=True)
         raise OSError(errno.ENOLCK, "this file system does not support locks", str(path))
     return lock
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flushes a rename in `folder` to disk, so that it survives a power failure."""
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# Read once, before there are threads: the only way to read the mask is to set it.
-_UMASK = os.umask(0)
-os.umask(_UMASK)

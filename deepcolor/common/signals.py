@@ -11,9 +11,9 @@ import sys
 from types import FrameType
 from typing import NoReturn, Self
 
+from deepcolor.common.system import STOP_SIGNALS
+
 STOPPED_MESSAGE = "stopped; the same command continues from here"
-# A cluster sends SIGUSR1 shortly before the time limit of a job. Windows does not have it.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupted(BaseException):

@@ -1,11 +1,25 @@
-"""What depends on the machine: cores, memory and the C library. Standard library only."""
+"""What depends on the operating system and the machine, with a fallback for each. Standard library only."""
 
 import contextlib
 import ctypes
+import errno
+import mmap
+import multiprocessing
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
+# A cluster sends SIGUSR1 shortly before the time limit of a job. Windows does not have it.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+
+# --- Cores and memory ------------------------------------------------------------------------------
 
 
 def available_cores() -> int:
@@ -33,3 +47,88 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+# --- Worker processes ------------------------------------------------------------------------------
+
+
+def process_context(preload: Sequence[str]) -> BaseContext:
+    """Returns a context whose processes do not inherit PyTorch's threads.
+
+    On Linux, a fork server imports the modules `preload` once for all processes. Forking is unsafe on macOS and
+    impossible on Windows: there, each process imports them.
+    """
+    if sys.platform != "linux" or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def start_fork_server(preload: Sequence[str]) -> None:
+    """Starts the fork server of `process_context` early, so that it imports modules while this process goes on."""
+    if process_context(preload).get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        with signals_blocked():
+            forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Blocks stop signals in processes that start in this context, until they call `unblock_signals`.
+
+    Their parent decides when they end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    resource_tracker.ensure_running()  # may start a process, and then unblocks signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def unblock_signals(numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
+    """Receives stop signals again in a process that was started in `signals_blocked`."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def exit_with_parent() -> None:
+    """Ends this worker process when its parent ends, however the parent ends."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# --- Files -----------------------------------------------------------------------------------------
+
+
+def prefetch(mapped: mmap.mmap, offset: int, length: int) -> None:
+    """Asks the system to read a part of a mapped file in the background."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        mapped.madvise(mmap.MADV_WILLNEED, offset, length)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a rename in `folder` to disk, so that it survives a power failure.
+
+    Does nothing where the system cannot open folders (Windows) or the file system cannot flush them. Raises OSError.
+    """
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import mmap
 import os
 import time
 import zlib
@@ -17,7 +16,7 @@ import numpy as np
 import Constants
 from deepcolor.common.color import srgb_to_lab
 from deepcolor.common.files import wait_for_lock, write_atomically
-from deepcolor.common.system import available_cores
+from deepcolor.common.system import available_cores, prefetch
 from deepcolor.data.image_io import Unreadable, decode_image, read_file
 
 FORMAT = 2  # increased when the same photograph gives a different record
@@ -53,9 +52,8 @@ class RecordMap:
 
     def prefetch(self, rows: Iterable[int]) -> None:
         """Asks the system to read these records from disk in the background, if it can do that."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            for row in rows:
-                self.array.base.madvise(mmap.MADV_WILLNEED, row * RECORD_BYTES, RECORD_BYTES)
+        for row in rows:
+            prefetch(self.array.base, row * RECORD_BYTES, RECORD_BYTES)
 
 
 class LabCache:

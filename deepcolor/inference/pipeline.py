@@ -3,24 +3,29 @@
 import contextlib
 import functools
 import multiprocessing
-import os
 import signal
-import sys
-import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL.PngImagePlugin import PngInfo
 
 from deepcolor.common.files import write_atomically
-from deepcolor.common.signals import STOP_SIGNALS, Interrupted, StopFlag
-from deepcolor.common.system import available_cores, available_memory, keep_freed_memory
+from deepcolor.common.signals import Interrupted, StopFlag
+from deepcolor.common.system import (
+    available_cores,
+    available_memory,
+    exit_with_parent,
+    keep_freed_memory,
+    process_context,
+    signals_blocked,
+    start_fork_server,
+    unblock_signals,
+)
 from deepcolor.data.image_io import Unreadable, open_image, read_file, read_photo
 from deepcolor.inference.full_resolution import colorize_photo
 from deepcolor.inference.tasks import ColorizeTask
@@ -32,8 +37,7 @@ if TYPE_CHECKING:
 
 Result = tuple[ColorizeTask, str]  # a task, and why it failed or ""
 
-# A fork server imports PyTorch once for all workers. Forking is unsafe on macOS and impossible on Windows.
-_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_PRELOAD = ("torch",)
 _BYTES_PER_WORKER = 1 << 30
 _POLL_SECONDS = 0.2  # between two looks at the stop flag
 _SRGB = PngInfo()
@@ -89,7 +93,7 @@ def _run_pool(
     with _worker_pool(workers) as pool, contextlib.suppress(BrokenProcessPool):
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # each worker has one in work and one ready
-                with _signals_blocked():  # submit() starts the processes
+                with signals_blocked():  # submit() starts the processes
                     future = pool.submit(color, waiting[0])
                 running[future] = waiting.popleft()
             done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
@@ -104,7 +108,7 @@ def _run_pool(
 @contextlib.contextmanager
 def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Yields a process pool. Leaving the context kills its processes, whatever they are doing."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(_START_METHOD), _initialize_worker)
+    pool = ProcessPoolExecutor(workers, process_context(_PRELOAD), _initialize_worker)
     try:
         yield pool
     finally:
@@ -115,44 +119,17 @@ def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def start_early() -> None:
     """Starts to import PyTorch for the workers, while this process imports it too. Optional."""
-    if _START_METHOD == "forkserver":
-        from multiprocessing import forkserver
-
-        forkserver.set_forkserver_preload(["torch"])
-        with _signals_blocked():
-            forkserver.ensure_running()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes that start in this context never receive stop signals: this process decides when they end."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    resource_tracker.ensure_running()  # may start a process, and then unblocks signals
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    start_fork_server(_PRELOAD)
 
 
 # --- In a worker process ---------------------------------------------------------------------------
 
 
 def _initialize_worker() -> None:
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # the pool sends it when it is broken
-    else:  # Windows
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal. The parent decides.
+    unblock_signals([signal.SIGTERM])  # the pool sends it when it is broken
+    exit_with_parent()
     keep_freed_memory()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 @functools.cache

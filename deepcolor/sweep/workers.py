@@ -1,24 +1,28 @@
 """`--jobs N`: N worker processes that claim training runs of one sweep, and a parent that shows their progress."""
 
 import contextlib
-import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
-from deepcolor.common.signals import STOP_SIGNALS, Interrupted, StopFlag
-from deepcolor.common.system import keep_freed_memory
+from deepcolor.common.signals import Interrupted, StopFlag
+from deepcolor.common.system import (
+    exit_with_parent,
+    keep_freed_memory,
+    process_context,
+    signals_blocked,
+    unblock_signals,
+)
 from deepcolor.reporting.progress import Display, SweepBar
 from deepcolor.training.config import TrainingRun
 
 # Called with a display, a stop flag and the runs to skip; trains runs, and yields each that failed, and why.
 TrainFunction = Callable[[Display, StopFlag, Collection[TrainingRun]], Iterator[tuple[TrainingRun, str]]]
 _SECONDS_BETWEEN_MESSAGES = 0.1
+# The first optimizer of a process imports torch._dynamo, the first score scipy.stats: seconds each.
+_PRELOAD = ("deepcolor.sweep.sweep", "torch._dynamo", "scipy.stats")
 _DEATHS_PER_RUN = 2  # after so many dead workers a training run is given up
 
 
@@ -26,10 +30,10 @@ class Worker:
     """A process that trains unclaimed runs until none is left."""
 
     def __init__(self, train: TrainFunction, skip: Collection[TrainingRun] = ()) -> None:
-        context = _process_context()
+        context = process_context(_PRELOAD)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(train, set(skip), theirs), daemon=True)
-        with _signals_blocked():  # a signal to all processes must not end a worker that has only begun
+        with signals_blocked():  # a signal to all processes must not end a worker that has only begun
             self.process.start()
         theirs.close()
         self.training_run: TrainingRun | None = None
@@ -133,43 +137,12 @@ class _PipeDisplay:
 def _work(train: TrainFunction, skip: set[TrainingRun], connection: Connection) -> None:
     """What a worker process does."""
     keep_freed_memory()
-    threading.Thread(target=_exit_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    exit_with_parent()
     with StopFlag() as stop, contextlib.suppress(Interrupted, BrokenPipeError):
         # Ctrl-C reaches every process of a terminal. The parent decides, and sends SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        unblock_signals()
         display = _PipeDisplay(connection)
         for run, failure in train(display, stop, skip):
             connection.send(("failed", run, failure))
         connection.send(("advance", display.unsent, ""))
-
-
-def _exit_with(parent: int) -> None:
-    """Ends this process with its parent, however the parent ends."""
-    wait([parent])
-    os._exit(1)
-
-
-def _process_context() -> multiprocessing.context.BaseContext:
-    """Returns a context whose processes do not inherit PyTorch's threads. A fork server imports modules only once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # The first optimizer of a process imports torch._dynamo, the first score scipy.stats: seconds each.
-    context.set_forkserver_preload(["deepcolor.sweep.sweep", "torch._dynamo", "scipy.stats"])
-    resource_tracker.ensure_running()  # the fork server starts it otherwise, which unblocks its signals
-    return context
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Blocks stop signals in processes that are started inside. They unblock them once they can handle them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

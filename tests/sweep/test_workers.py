@@ -39,7 +39,7 @@ def train(folder: Path, display: Display, stop: StopFlag, skip: Collection) -> I
         if run in skip or done.exists():
             continue
         display.begin(run)
-        if run == ALWAYS_DIES or run == DIES_ONCE and not mark.exists():
+        if run == ALWAYS_DIES or (run == DIES_ONCE and not mark.exists()):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if run == FAILS:
