@@ -56,6 +56,9 @@ REPORTED_BEST = (3, 0.000263)
 # --- Evaluation ------------------------------------------------------------------------------------
 EVALUATION_BATCH = 64  # fixed, so that no result depends on --batch-size
 
+# --- Devices ---------------------------------------------------------------------------------------
+DEVICES = ("auto", "cpu", "cuda", "mps")  # mps: the GPU of a Mac
+
 # --- Data ------------------------------------------------------------------------------------------
 IMAGES = "data"
 SUBSETS = ("train", "val", "test")

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--network", nargs="+", choices=networks, default=networks, help="what to train (both)")
     add("--activation", nargs="+", choices=activations, default=activations, help="of the Colorizer (both)")
     add("--recipe", choices=Constants.RECIPES, default="report", help="report: as in the report; best: better colors")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is a GPU")
+    add("--device", choices=Constants.DEVICES, default="auto", help="auto: a GPU if there is one")
     add("--jobs", type=jobs, metavar="N", help="training runs at once (auto: what is fastest here)")
     add("--plan", action="store_true", help="print the combinations, training runs and epochs, and exit")
     add("--report", action="store_true", help="only gather what is finished below --output into Plots/, and exit")

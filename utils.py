@@ -47,16 +47,17 @@ class Utils:
 
     @staticmethod
     def get_device(requested: str = "auto") -> "torch.device":
-        """Returns the device of `--device`. "auto" is CUDA if there is a GPU, else the CPU.
+        """Returns the device of `--device`. "auto" is CUDA or MPS (Apple's GPUs) if there is a GPU, else the CPU.
 
-        Raises UserError if "cuda" is requested and there is no GPU.
+        Raises UserError if a GPU is requested and there is none.
         """
         import torch
 
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         if requested == "auto":
-            requested = "cuda" if torch.cuda.is_available() else "cpu"
-        if requested == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu, or omit the flag")
+            requested = next(name for name, is_available in available.items() if is_available)
+        if not available[requested]:
+            raise UserError(f"--device {requested}: PyTorch sees no such GPU here; use --device cpu, or omit the flag")
         return torch.device(requested)
 
     @staticmethod
@@ -66,6 +67,8 @@ class Utils:
 
         if requested != "auto":
             return requested
+        if device.type == "mps":
+            return "fp32"
         if device.type == "cuda":
             return "auto" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return "auto" if torch.cpu._is_avx512_bf16_supported() else "fp32"

@@ -41,11 +41,13 @@ def test_a_flag_with_an_impossible_value(fails: Callable[..., str], photos: Path
     assert name.replace("-", "_") in line.replace("-", "_")
 
 
-def test_cuda_without_a_gpu(
-    fails: Callable[..., str], photos: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_gpu_that_is_missing(
+    fails: Callable[..., str], photos: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = fails("--images", photos, "--output", untouched, *SHORT, "--device", "cuda")
+    monkeypatch.setattr(getattr(torch, name), "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    line = fails("--images", photos, "--output", untouched, *SHORT, "--device", name)
     assert "GPU" in line and "cpu" in line
 
 

@@ -29,7 +29,7 @@ class Unreadable(Exception):
 
 
 def find_photos(folder: Path, skip: Iterable[Path] = ()) -> Iterator[str]:
-    """Yields the paths of the image files below a folder, relative to it, in no particular order.
+    """Yields the paths of the image files below a folder, relative to it, with "/", in no particular order.
 
     Image files are recognized by their extension. Hidden files, hidden folders, links to folders and the folders in
     `skip` are ignored.
@@ -41,7 +41,7 @@ def find_photos(folder: Path, skip: Iterable[Path] = ()) -> Iterator[str]:
         ]
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in Constants.IMAGE_ENDINGS:
-                yield os.path.relpath(os.path.join(parent, name), folder)
+                yield os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
 
 
 def read_file(path: Path, root: Path) -> bytes:

@@ -71,7 +71,7 @@ class Sweep:
         if seconds < _WORTH_WORKERS:
             return 1
         jobs = available_cores() // max(map(self._threads, runs))
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             jobs = min(jobs, _JOBS_PER_GPU)
         return max(1, min(jobs, int(available_memory() / _BYTES_PER_JOB), len(runs)))
 
@@ -188,5 +188,6 @@ class Sweep:
 
     def describe_device(self) -> str:
         """Returns the name of the device, and the number of ranks that have one each."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
+        names = {"cuda": torch.cuda.get_device_name, "mps": lambda device: "the GPU", "cpu": lambda device: "the CPU"}
+        name = names[self.device.type](self.device)
         return name if self.context.world_size == 1 else f"{name}, {self.context.world_size} ranks"

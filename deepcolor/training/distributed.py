@@ -118,7 +118,7 @@ class DistributedContext:
         has_gpu = device.type == "cuda" and self.local_rank < torch.cuda.device_count()
         gpus = int(self.sum(torch.tensor(int(has_gpu))))
         if gpus == 0:
-            return device
+            return torch.device("cpu")  # also on a Mac, whose ranks would share one GPU
         if gpus < self.world_size:
             raise UserError(
                 f"only {gpus} of the {self.world_size} ranks have a GPU: start one rank per GPU (--nproc-per-node), "

@@ -26,6 +26,11 @@ from deepcolor.training.paths import RunPaths
 from utils import Utils, is_finite, seed_for
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Returns the type of sums over many images: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Trainer(ABC):
     """Trains one training run and scores the model at each of its snapshots.
 
@@ -107,7 +112,7 @@ class Trainer(ABC):
         self.run_step = CudaGraphStep(self.step) if capture else self.step
         self.epoch = 0  # finished epochs
         self.batch = 0  # finished batches of the next epoch
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # over the images of these batches
+        self.loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)  # over these images
         self.history: dict[str, list[float]] = {"train_mse": [], "val_mse": []}
         self.seconds = 0.0
         self.diverged = 0  # the epoch in which a loss was not finite
@@ -219,10 +224,10 @@ class Trainer(ABC):
 
     def evaluate(self, images: LabDataset) -> tuple[float, float]:
         """Returns the mse of a and that of b over all images. Does not depend on batch size or number of ranks."""
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = torch.zeros(2, dtype=sum_dtype(self.device), device=self.device)
         for _, ab, predicted in self.predictions(images, self.context):
             error = predicted - self.target(ab.to(self.device))
-            total += error.square().reshape(len(error), 2, -1).mean(dim=2).double().sum(dim=0)
+            total += error.square().reshape(len(error), 2, -1).mean(dim=2).to(total.dtype).sum(dim=0)
         a, b = (self.context.sum(total) / len(images) / Constants.MSE_UNIT**2).tolist()
         return a, b
 
