@@ -9,7 +9,9 @@
 #
 # The tasks of an array share the work: each takes the next training run that no other task trains, so any indices do.
 # Two minutes before its time limit, a job saves and requeues itself; it continues there, as after a preemption.
-# With several nodes or GPUs (--nodes=2 --gpus=8), all of them train one model together.
+# Each of several GPUs trains runs of its own. To train one run at a time on all of them, which pays only for wide
+# networks:                      sbatch --gpus=4 --export=ALL,TOGETHER=1 run_regressor.sh [flags of main.py]
+# Several nodes (--nodes=2 --gpus=8) always train together.
 #
 #SBATCH --job-name=colorization
 #SBATCH --nodes=1
@@ -45,7 +47,7 @@ fi
 # Since Slurm 22.05, srun does not inherit this from the job.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 nodes=${SLURM_JOB_NUM_NODES:-1}
-if [ "$nodes" -eq 1 ] && [ "${SLURM_GPUS_ON_NODE:-0}" -le 1 ]; then
+if [ "$nodes" -eq 1 ] && { [ "${SLURM_GPUS_ON_NODE:-0}" -le 1 ] || [ -z "${TOGETHER:-}" ]; }; then
     # exec: the signal reaches Python however it is sent.
     exec srun python3 main.py "$@"
 fi

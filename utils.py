@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,15 @@ class Utils:
     def is_wide(feature_maps: int | Sequence[int]) -> bool:
         """Whether a network is so wide that channels-last memory, bf16 and several threads make it faster."""
         return (feature_maps if isinstance(feature_maps, int) else max(feature_maps)) >= Constants.WIDE
+
+
+def has_unusable_gpu() -> bool:
+    """Returns whether this computer seems to have a GPU that PyTorch cannot use, as with a driver that is too old."""
+    import torch
+
+    names = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES")
+    seems = any(os.environ.get(name, "").strip() not in ("", "0", "-1") for name in names)
+    return (seems or shutil.which("nvidia-smi") is not None) and not torch.cuda.is_available()
 
 
 def seed_for(seed: int, *purpose: object) -> int:

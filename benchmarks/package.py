@@ -34,7 +34,7 @@ class PackageProcess(SideProcess):
 
     def warm_up(self, network: str, seconds: float) -> float:
         runs = [run for run in self.sweep.training_runs if run.network == network]
-        self.trainer = self.sweep._trainer(runs[self.number % len(runs)], _LossPlots(self.sweep.paths))
+        self.trainer = self.sweep.build_trainer(runs[self.number % len(runs)], _LossPlots(self.sweep.paths))
         self.steps = len(self.trainer.batches)
         return common.per_call(self.train_epoch, self.device, seconds)
 

@@ -6,6 +6,8 @@ import errno
 import os
 import secrets
 import tempfile
+import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from deepcolor.common.system import sync_folder
 from utils import UserError
+
+_ABANDONED_SECONDS = 3600
 
 
 def check_writable(folder: Path, output: Path) -> None:
@@ -60,6 +64,14 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
         sync_folder(path.parent)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Deletes temporary files of `write_atomically` below a folder whose process was killed at least an hour ago."""
+    for path in folder.rglob(".*.part*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                path.unlink()
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Writes rows as a CSV file with a header. A missing value is an empty cell. Raises OSError."""
 
@@ -70,6 +82,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
             writer.writerows(rows)
 
     write_atomically(path, write)
+
+
+def name_key(name: str) -> str:
+    """Returns what two file names have in common if they are the same file on macOS or Windows."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 @contextlib.contextmanager

@@ -30,12 +30,40 @@ def available_cores() -> int:
 
 
 def available_memory() -> int:
-    """Returns the bytes of main memory that programs can still allocate, or 1 TB if the system does not say."""
+    """Returns the bytes of main memory that this process can still allocate, or 1 TB if the system does not say.
+
+    A control group (a container, Slurm's --mem) can allow less than the machine has.
+    """
+    found = [1 << 40]
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 1 << 40
+                found.append(int(line.split()[1]) << 10)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                found += _control_group_memory(Path("/sys/fs/cgroup", controllers), path)
+    return min(found)
+
+
+def _control_group_memory(root: Path, path: str) -> Iterator[int]:
+    """Yields the bytes that are left in a control group and in those that contain it. Version 1 and 2 differ in names.
+
+    Pages of files that are not in use count as left, because the system frees them.
+    """
+    names = [("memory.max", "memory.current", "inactive_file")]
+    names.append(("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+    group = root / path.strip("/")
+    for folder in (group, *group.parents):
+        for limit, usage, inactive in names:
+            with contextlib.suppress(OSError, ValueError):  # "max": no limit
+                lines = (folder / "memory.stat").read_text().splitlines()
+                freeable = sum(int(line.split()[1]) for line in lines if line.split()[0] == inactive)
+                left = int((folder / limit).read_text()) - int((folder / usage).read_text()) + freeable
+                yield max(0, left)
+        if folder == root:
+            return
 
 
 def keep_freed_memory() -> None:

@@ -19,8 +19,15 @@ from deepcolor.data.lab_cache import RECORD_BYTES, LabCache
 from deepcolor.data.split import picture_names, split
 from utils import UserError
 
+_UPLOAD_CHUNK = 1024  # images copied to GPU memory at a time
 # Folders below --output that hold pictures made by this program.
 _GENERATED = ("outputs_sigmoid", "outputs_tanh", "Plots", "checkpoints")
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Returns the bytes that PyTorch can still allocate on a CUDA device, including those that it keeps for reuse."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 class LabDataset(Dataset):
@@ -43,6 +50,7 @@ class LabDataset(Dataset):
         self.statistics = np.array([cache.statistics(content_hash) for content_hash in hashes])
         self._map = cache.map_records()
         self._resident: Tensor | None = None  # the records of this subset alone, in GPU memory
+        self._crop_device: torch.device | None = None  # to which batches are copied before they are cropped
         self._mean_ab = False
         self._images_read = 0  # since the records were mapped
 
@@ -65,6 +73,11 @@ class LabDataset(Dataset):
         """
         records = self.records
         rows = self.rows[spec.rows.to(self.rows.device)]
+        if self._crop_device is not None:
+            records = records[rows]
+            pinned = records.pin_memory() if self._crop_device.type == "cuda" else records
+            records = pinned.to(self._crop_device, non_blocking=True)
+            rows = torch.arange(len(rows), device=self._crop_device)
         boxes = None if spec.boxes is None else spec.boxes.to(rows.device)
         if self._mean_ab:
             lightness, ab = resized_crop(records, rows, boxes, channels=1), crop_means(records, rows, boxes)
@@ -88,12 +101,21 @@ class LabDataset(Dataset):
         return images
 
     def to(self, device: torch.device) -> "LabDataset":
-        """Returns a copy that is in GPU memory if it fits into half of what is free there."""
+        """Returns a copy for training on a device.
+
+        On a CUDA device, the images are in its memory if they fit into half of what is free there. Otherwise batches
+        are copied to it as 16-bit integers and cropped there.
+        """
         images = copy.copy(self)
-        size = len(self) * RECORD_BYTES
-        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-            images._resident = self.records.index_select(0, self.rows).to(device)
+        if device.type != "cuda":
+            return images
+        if len(self) * RECORD_BYTES < free_gpu_memory(device) / 2:
+            images._resident = torch.empty((len(self), *self.records.shape[1:]), dtype=torch.int16, device=device)
+            for part in torch.arange(len(self)).split(_UPLOAD_CHUNK):  # no second copy of all images in main memory
+                images._resident[part[0] : part[-1] + 1] = self.records[self.rows[part]].to(device)
             images.rows = torch.arange(len(self), device=device)
+        else:
+            images._crop_device = device
         return images
 
     @property

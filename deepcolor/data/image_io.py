@@ -96,7 +96,7 @@ class Photo(NamedTuple):
 def open_image(content: bytes) -> Image.Image:
     """Returns an image file as an Image whose header is read and whose pixels are not yet. Raises Unreadable."""
     with _decoder_errors():
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=Constants.IMAGE_FORMATS)
 
 
 def read_photo(image: Image.Image, at_least: int | None = None) -> Photo:

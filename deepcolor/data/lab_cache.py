@@ -16,13 +16,14 @@ import numpy as np
 import Constants
 from deepcolor.common.color import srgb_to_lab
 from deepcolor.common.files import wait_for_lock, write_atomically
-from deepcolor.common.system import available_cores, prefetch
+from deepcolor.common.system import available_cores, available_memory, prefetch
 from deepcolor.data.image_io import Unreadable, decode_image, read_file
 
 FORMAT = 2  # increased when the same photograph gives a different record
 SHAPE = (3, Constants.IMAGE_SIZE, Constants.IMAGE_SIZE)
 RECORD_BYTES = 2 * int(np.prod(SHAPE))
 _SAVE_SECONDS = 10  # between two saves while decoding: at most this much work is lost
+_BYTES_PER_DECODER = 640 << 20  # a picture of Constants.LARGE_PIXELS, decoded and converted
 _MAX_PENDING = 64  # decoded photographs waiting to be written, enough to keep every core busy
 
 
@@ -136,6 +137,8 @@ class LabCache:
                 return
         except (OSError, ValueError) as error:
             self.damage = getattr(error, "strerror", None) or str(error)
+        except (AttributeError, LookupError, TypeError):
+            self.damage = "its index is damaged"
         # Deleted instead of overwritten, because another process may have mapped it.
         self._records_path.unlink(missing_ok=True)
 
@@ -153,6 +156,7 @@ class LabCache:
         # Checking all records takes seconds for a large set, so it is done only after a write to the file.
         if records and index["stamp"] != self._stamp() and not self._is_intact(records):
             raise ValueError("its records are damaged")
+        _check_entries(records, index["files"])
         return records, index["files"]
 
     def _write_index(self) -> None:
@@ -190,7 +194,9 @@ class LabCache:
         """Decodes files and appends those with new content to the records."""
         saved_at = time.monotonic()
         # Opened without truncating, because other processes may have mapped the existing records.
-        with open(os.open(self._records_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        # O_NOFOLLOW, which Windows does not have: a link must not lead to a file of the user.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(self._records_path, flags, 0o666), "r+b") as file:
             file.seek(len(self._records) * RECORD_BYTES)
             for path, signature, content_hash, record, reason in progress(self._decode_all(paths), len(paths)):
                 if record is not None and content_hash not in self._records:
@@ -212,7 +218,7 @@ class LabCache:
 
     def _decode_all(self, paths: list[str]) -> Iterator["_Decoded"]:
         """Yields the decoded files in order. Decodes on all cores, because Pillow releases Python's global lock."""
-        pool = ThreadPoolExecutor(available_cores())
+        pool = ThreadPoolExecutor(max(1, min(available_cores(), available_memory() // _BYTES_PER_DECODER)))
         pending: deque = deque()
         try:
             for path in paths:
@@ -235,6 +241,18 @@ class LabCache:
             return _Decoded(path, signature, content_hash, record, "")
         except Unreadable as error:
             return _Decoded(path, signature, "", None, str(error))
+
+
+def _check_entries(records: dict[str, list], files: dict[str, list]) -> None:
+    """Raises ValueError, or what a wrong type causes, for entries that LabCache does not write."""
+    for number, (row, *statistics) in enumerate(records.values()):
+        if row != number or len(statistics) != 5 or not all(isinstance(value, float | int) for value in statistics):
+            raise ValueError("its index is damaged")
+    for size, modified, changed, content_hash, reason in files.values():
+        numbers = (size, modified, changed)
+        is_known = content_hash in records or (content_hash == "" and isinstance(reason, str))
+        if not (is_known and all(isinstance(number, int) for number in numbers)):
+            raise ValueError("its index is damaged")
 
 
 class _Decoded(NamedTuple):

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 
 import Constants
+from deepcolor.common.files import name_key
 from utils import UserError
+
+# Names that mean devices on Windows, with any ending.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 def split(hashes: dict[str, str], folder: Path) -> dict[str, dict[str, str]]:
@@ -59,12 +63,21 @@ def _split_by_hash(hashes: dict[str, str], shares: dict[str, float], folder: Pat
 
 def picture_names(paths: list[str]) -> list[str]:
     """Returns a unique name without extension for each path, valid on every file system: cats/tom.jpg -> cats_tom."""
-    names = ["".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in _stem(path)) for path in paths]
-    counts = Counter(names)
+    names = [_valid("".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in _stem(p))) for p in paths]
+    counts = Counter(map(name_key, names))
     return [
-        f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}" if counts[name] > 1 else name
+        f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:8]}"
+        if counts[name_key(name)] > 1
+        else name
         for name, path in zip(names, paths)
     ]
+
+
+def _valid(name: str) -> str:
+    """Changes a name that Windows does not allow: devices such as "con", and dots and spaces at the end."""
+    trimmed = name.rstrip(". ")
+    name = trimmed + "_" * (len(name) - len(trimmed))
+    return f"{name}_" if name.partition(".")[0].casefold() in _DEVICES else name
 
 
 def _stem(path: str) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import Constants
 from deepcolor.common.cli import printable
+from deepcolor.common.files import name_key
 from deepcolor.data.image_io import find_photos
 
 SUFFIX = "_color"
@@ -52,7 +53,7 @@ def find_tasks(names: Iterable[str], output: Path | None, overwrite: bool) -> Ta
                 photos.setdefault(os.path.abspath(photo[0]), photo)
     common = os.path.commonpath([os.path.abspath(named) for *_, named in photos.values()]) if photos else ""
     stems = functools.cache(_photo_stems)
-    sources: dict[Path, Path] = {}  # by target
+    sources: dict[str, Path] = {}  # by target
     own: list[Path] = []
     for source, root, _ in photos.values():
         original = source.stem.removesuffix(SUFFIX)
@@ -61,14 +62,15 @@ def find_tasks(names: Iterable[str], output: Path | None, overwrite: bool) -> Ta
         if original != source.stem and source.suffix == ".png" and original in stems(source.parent):
             own.append(source)
             continue
-        if target in sources:
-            reason = f"{printable(target)} belongs to {printable(sources[target])}; rename one of the two"
+        key = name_key(str(target))
+        if key in sources:
+            reason = f"{printable(target)} belongs to {printable(sources[key])}; rename one of the two"
             tasks.problems.append(f"cannot color {printable(source)}: {reason}")
         elif not overwrite and _is_occupied(target):
             tasks.kept.append(target)
         else:
             tasks.todo.append(ColorizeTask(source, root, target))
-        sources.setdefault(target, source)
+        sources.setdefault(key, source)
     if own and not (tasks.todo or tasks.kept or tasks.problems):
         tasks.problems.append(f"nothing to color: {printable(own[0])} is a colored picture of this program")
     return tasks

@@ -1,6 +1,8 @@
 """Trains the runs of a plan. Any number of processes share the work: each claims the next run that nobody trains."""
 
 import contextlib
+import errno
+import functools
 import gc
 import multiprocessing
 import time
@@ -34,6 +36,19 @@ _JOBS_PER_GPU = 4
 _POLL_SECONDS = 1  # between two looks at runs that other processes hold
 
 
+class GpuFailure(OSError):
+    """Raised when a GPU fails in a way after which this process cannot use it again."""
+
+
+@contextlib.contextmanager
+def _gpu_failures() -> Iterator[None]:
+    """Raises GpuFailure for an error of the GPU, unless it is that its memory is full."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise GpuFailure(errno.EIO, f"the GPU failed: {str(error).splitlines()[0]}") from error
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Training runs, and everything that is needed to train them.
@@ -58,7 +73,10 @@ class Sweep:
         for run in runs:
             kind = run.task, replace(run.config, lr=1.0, weight_decay=0, seed=0)
             if kind not in measured:
-                measured[kind] = self._trainer(run, Callbacks()).measure_seconds_per_epoch()
+                try:
+                    measured[kind] = self.build_trainer(run, Callbacks()).measure_seconds_per_epoch()
+                except torch.OutOfMemoryError:
+                    measured[kind] = 0.0  # training it reports this, and the other runs go on
             costs[run] = measured[kind]
         return costs
 
@@ -72,7 +90,7 @@ class Sweep:
             return 1
         jobs = available_cores() // max(map(self._threads, runs))
         if self.device.type != "cpu":
-            jobs = min(jobs, _JOBS_PER_GPU)
+            jobs = min(jobs, _JOBS_PER_GPU * max(1, torch.cuda.device_count()))
         return max(1, min(jobs, int(available_memory() / _BYTES_PER_JOB), len(runs)))
 
     def unfinished(self) -> list[TrainingRun]:
@@ -102,7 +120,8 @@ class Sweep:
         remaining = list(self.training_runs) if self.tensorboard else self.context.run_on_main(self.unfinished)
         if not remaining:
             return []
-        costs = self.measure_costs(remaining)
+        with _gpu_failures():
+            costs = self.measure_costs(remaining)
         work = {run: costs[run] * run.snapshot_epochs[-1] for run in remaining}
         seconds = sum(work.values())
         jobs = self.choose_jobs(requested_jobs, seconds, remaining)
@@ -111,6 +130,7 @@ class Sweep:
         with SweepBar(seconds) as bar, StopFlag() as stop:
             if jobs == 1:
                 return [line for _, line in self.train_unclaimed(costs, bar, stop)]
+            self._free_device_memory()
             # The longest runs first, so that none of them is left alone at the end.
             longest_first = {run: costs[run] for run in sorted(remaining, key=work.__getitem__, reverse=True)}
             return run_workers(partial(self.train_unclaimed, longest_first), jobs, bar, stop)
@@ -123,12 +143,12 @@ class Sweep:
         `costs` holds the runs in the order in which they are claimed, and their expected seconds per epoch.
         Of several ranks, rank 0 claims for all. Raises Interrupted after saving if a signal asked to stop.
         """
-        claimed = self._claimed_runs(costs, display, stop, skip)
-        while (run := self.context.run_on_main(lambda: next(claimed, None))) is not None:
-            if failure := self._train(run, costs[run], display, stop):
-                yield run, failure
-                if self.context.world_size > 1:
-                    return  # the run may have failed on this rank only: the others cannot continue without it
+        with contextlib.closing(self._claimed_runs(costs, display, stop, skip)) as claimed:  # releases its lock
+            while (run := self.context.run_on_main(lambda: next(claimed, None))) is not None:
+                if failure := self._train(run, costs[run], display, stop):
+                    yield run, failure
+                    if self.context.world_size > 1:
+                        return  # the run may have failed on this rank only: the others cannot continue without it
 
     def _claimed_runs(
         self, costs: dict[TrainingRun, float], display: Display, stop: StopFlag, skip: Collection[TrainingRun]
@@ -166,8 +186,10 @@ class Sweep:
         try:
             tensorboard = self.tensorboard and self.context.is_main_process
             reporter = RunReporter(run, self.paths, display, seconds_per_epoch, stop, tensorboard)
-            with contextlib.closing(reporter):
-                self._trainer(run, reporter).train()
+            with contextlib.closing(reporter), _gpu_failures():
+                self.build_trainer(run, reporter).train()
+        except GpuFailure:
+            raise  # this process can no longer use the GPU
         except (UserError, OSError, torch.OutOfMemoryError) as error:
             return f"{run}: {error}"
         except Exception as error:  # a defect of the program: shown in full, and the other runs go on
@@ -181,10 +203,26 @@ class Sweep:
             return f"{run}: its files were removed during training; run the same command again"
         return ""
 
-    def _trainer(self, run: TrainingRun, callbacks: Callbacks) -> Trainer:
+    def build_trainer(self, run: TrainingRun, callbacks: Callbacks) -> Trainer:
+        """Returns the Trainer of a run, and sets this process's number of threads."""
         torch.set_num_threads(self._threads(run))
-        data = self.data.to(self.device)
-        return MANAGERS[run.network](run, data, self.paths, self.device, callbacks, self.ignore_before, self.context)
+        kind, data = MANAGERS[run.network], self._device_data
+        return kind(run, data, self.paths, self.device, callbacks, self.ignore_before, self.context)
+
+    @functools.cached_property
+    def _device_data(self) -> LabDataModule:
+        """The images, in GPU memory if they fit: one copy for all runs of this process."""
+        return self.data.to(self.device)
+
+    def _free_device_memory(self) -> None:
+        """Frees what `measure_costs` left in GPU memory, for the worker processes."""
+        self.__dict__.pop("_device_data", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_device_data"}
 
     def describe_device(self) -> str:
         """Returns the name of the device, and the number of ranks that have one each."""

@@ -1,11 +1,14 @@
 """`--jobs N`: N worker processes that claim training runs of one sweep, and a parent that shows their progress."""
 
 import contextlib
+import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from multiprocessing.connection import Connection, wait
+
+import torch
 
 from deepcolor.common.signals import Interrupted, StopFlag
 from deepcolor.common.system import (
@@ -29,10 +32,11 @@ _DEATHS_PER_RUN = 2  # after so many dead workers a training run is given up
 class Worker:
     """A process that trains unclaimed runs until none is left."""
 
-    def __init__(self, train: TrainFunction, skip: Collection[TrainingRun] = ()) -> None:
+    def __init__(self, train: TrainFunction, number: int, skip: Collection[TrainingRun] = ()) -> None:
+        self.number = number
         context = process_context(_PRELOAD)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(train, set(skip), theirs), daemon=True)
+        self.process = context.Process(target=_work, args=(train, number, set(skip), theirs), daemon=True)
         with signals_blocked():  # a signal to all processes must not end a worker that has only begun
             self.process.start()
         theirs.close()
@@ -79,7 +83,7 @@ class _WorkerPool:
         self.failures: dict[TrainingRun | None, str] = {}
         self.deaths: Counter[TrainingRun | None] = Counter()
         self.stopping = False
-        self.workers = [Worker(train) for _ in range(jobs)]
+        self.workers = [Worker(train, number) for number in range(jobs)]
 
     def stop(self) -> None:
         """Asks the workers to save and exit."""
@@ -110,7 +114,7 @@ class _WorkerPool:
         else:
             self.bar.log(f"{run or 'a worker'}: {death}; the run continues from what was saved")
         if None not in self.failures:  # a worker that cannot even start is not replaced
-            self.workers.append(Worker(self.train, self.failures.keys()))
+            self.workers.append(Worker(self.train, worker.number, self.failures.keys()))
 
 
 class _PipeDisplay:
@@ -134,15 +138,21 @@ class _PipeDisplay:
         self.connection.send(("begin", training_run))
 
 
-def _work(train: TrainFunction, skip: set[TrainingRun], connection: Connection) -> None:
-    """What a worker process does."""
+def _work(train: TrainFunction, number: int, skip: set[TrainingRun], connection: Connection) -> None:
+    """What worker `number` does. The workers take the GPUs of the machine in turn."""
     keep_freed_memory()
     exit_with_parent()
     with StopFlag() as stop, contextlib.suppress(Interrupted, BrokenPipeError):
         # Ctrl-C reaches every process of a terminal. The parent decides, and sends SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         unblock_signals()
+        if torch.cuda.device_count() > 1:
+            torch.cuda.set_device(number % torch.cuda.device_count())
         display = _PipeDisplay(connection)
-        for run, failure in train(display, stop, skip):
-            connection.send(("failed", run, failure))
+        try:
+            for run, failure in train(display, stop, skip):
+                connection.send(("failed", run, failure))
+        except OSError as error:
+            display.log(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            os._exit(1)  # not by way of a failed GPU's driver; the parent starts another process
         connection.send(("advance", display.unsent, ""))

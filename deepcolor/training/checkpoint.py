@@ -4,6 +4,7 @@ A checkpoint is a dict of tensors and plain values, which `torch.load(path, weig
 ModelContent and StateContent list its keys.
 """
 
+import errno
 import os
 import platform
 import warnings
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import Constants
 from deepcolor.common.files import write_atomically
-from deepcolor.training.config import TrainingRun
+from deepcolor.training.config import GRID_KEYS, TrainingRun
 from deepcolor.training.paths import RunPaths
 from utils import UserError
 
@@ -171,19 +172,42 @@ def _to_cpu(content: object) -> object:
 
 
 def load(path: Path) -> dict:
-    """Reads a checkpoint of any version to the CPU. Raises UserError if it is missing, damaged or not one."""
+    """Reads a checkpoint of any version to the CPU.
+
+    Raises UserError if it is missing, damaged or not one, and OSError or MemoryError if it cannot be read: then it may
+    be undamaged.
+    """
     try:
         _verify_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's remarks on foreign files
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError("not a dict")
+        if _bytes_of(content) > path.stat().st_size:
+            raise ValueError("tensors that share memory")  # a small file must not become large when it is copied
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a foreign file can make a reader raise anything
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a wrong offset in the file
+            raise
         raise UserError(f"{path} is damaged, or not a checkpoint of this program") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a checkpoint of this program")
     return _upgrade(path, content)
+
+
+def _bytes_of(content: dict) -> int:
+    """Returns the size of all tensors in a content, if each had memory of its own."""
+    size, pending, seen = 0, [content], set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            size += value.nbytes
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:  # lists that hold one list many times
+            seen.add(id(value))
+            pending += value.values() if isinstance(value, dict) else value
+    return size
 
 
 def load_usable(path: Path) -> dict:
@@ -203,14 +227,45 @@ def load_model(path: Path) -> dict:
     metrics = _check_types(path, content["metrics"], get_type_hints(Metrics))
     _check_types(path, content["fingerprint"], {"images": str})
     _check_types(path, content["history"], {"train_mse": list, "val_mse": list})
-    if content["network"] not in Constants.NETWORKS or content["activation"] not in ("", *Constants.ACTIVATIONS):
-        raise UserError(f"{path} is not a finished model of this program: unknown network")
-    if not set(content["swept"]) <= content["hyperparameters"].keys():
-        raise UserError(f"{path} is not a finished model of this program: a swept hyperparameter is missing")
     if metrics["status"] == "done":
         scores = RegressorScores if content["network"] == "regressor" else ColorizerScores
         _check_types(path, metrics, get_type_hints(scores))
+    if wrong := _wrong_values(content):
+        raise UserError(f"{path} is not a finished model of this program: wrong {wrong}")
     return content
+
+
+def _wrong_values(content: dict) -> str:
+    """Returns which part of a model has a value that this program does not write, or ""."""
+    metrics, histories = content["metrics"], content["history"].values()
+    means = metrics.get("test_means", [])
+    is_right = {
+        "network": content["network"] in Constants.NETWORKS and content["activation"] in ("", *Constants.ACTIVATIONS),
+        "hyperparameters": all(map(_is_hyperparameter, content["hyperparameters"].items())),
+        "swept": {key for key in content["swept"] if isinstance(key, str)} <= content["hyperparameters"].keys(),
+        "status": metrics["status"] in ("done", "diverged"),
+        "history": len({len(history) for history in histories}) == 1
+        and all(isinstance(value, float | int) for history in histories for value in history),
+        "test_means": isinstance(means, list) and all(map(_is_mean, means)),
+    }
+    return ", ".join(name for name, right in is_right.items() if not right)
+
+
+def _is_hyperparameter(item: tuple[object, object]) -> bool:
+    """Returns whether this is a known key, with a number, a text, or numbers."""
+    key, value = item
+    values = value if isinstance(value, list | tuple) and len(value) <= Constants.LAYERS else [value]
+    return key in GRID_KEYS and all(isinstance(each, float | int | str) for each in values)
+
+
+def _is_mean(row: object) -> bool:
+    """Returns whether this is a row of `RegressorScores.test_means`."""
+    return (
+        isinstance(row, list | tuple)
+        and len(row) == 5
+        and isinstance(row[0], str)
+        and all(isinstance(value, float | int) for value in row[1:])
+    )
 
 
 def find_models(paths: RunPaths) -> tuple[list[dict], list[str]]:
@@ -227,7 +282,9 @@ def find_models(paths: RunPaths) -> tuple[list[dict], list[str]]:
         except UserError as error:
             remarks.append(f"{error}: left out")
             continue
-        if path != paths.root / model["metrics"]["checkpoint"]:
+        task = f"{model['network']}_{model['activation']}".rstrip("_")
+        expected = paths.root / model["metrics"]["checkpoint"]
+        if path != expected or (path.parent.name, path.stem) != (task, model["run"]):  # `run` becomes a file's name
             remarks.append(f"{path} is a copy of the model of another run, {model['run']}: left out")
         else:
             del model["model"]

@@ -18,6 +18,8 @@ class CudaGraphStep:
         step: writes its results in place and does not synchronize with the GPU.
     """
 
+    CALLS_BEFORE_REPLAY = _EAGER_CALLS + 1
+
     def __init__(self, step: Callable[..., None]) -> None:
         self.step = step
         self.stream = torch.cuda.Stream()

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from deepcolor.common.files import check_writable, try_lock
+from deepcolor.common.files import check_writable, remove_abandoned, try_lock
 from deepcolor.training.config import TrainingRun
 
 
@@ -44,7 +44,24 @@ class RunPaths:
         """
         return try_lock(self.state(training_run).with_suffix(".lock"))
 
+    def precision(self, default: str) -> str:
+        """Returns what --precision auto means for this folder: what it meant when training began here."""
+        try:
+            return self._precision.read_text().strip()
+        except OSError:  # missing; `prepare` reports a folder that cannot be used
+            return default
+
+    def keep_precision(self, value: str) -> None:
+        """Keeps the meaning of --precision auto, so that a run can continue on another machine. Raises OSError."""
+        with contextlib.suppress(FileExistsError), open(self._precision, "x") as file:
+            file.write(value)
+
+    @property
+    def _precision(self) -> Path:
+        return self.checkpoints / ".precision"
+
     def prepare(self) -> None:
         """Creates the folders and checks that they can be written, before hours of training. Raises UserError."""
         for folder in (self.plots, self.checkpoints, self.cache):
             check_writable(folder, self.root)
+        remove_abandoned(self.root)

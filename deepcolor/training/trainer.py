@@ -1,6 +1,6 @@
 """The only training loop: steps, epochs, evaluation, saving and resuming. Subclasses supply what a network needs."""
 
-import itertools
+import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +24,18 @@ from deepcolor.training.layers import optimize_for_cpu
 from deepcolor.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from deepcolor.training.paths import RunPaths
 from utils import Utils, is_finite, seed_for
+
+
+@contextlib.contextmanager
+def _ieee_convolutions() -> Iterator[None]:
+    """Computes convolutions in float32. The default of cuDNN is TF32, which has 10 bits of mantissa."""
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -190,11 +202,13 @@ class Trainer(ABC):
         return learning_rate(self.config, step, len(self.batches) * self.training_run.snapshot_epochs[-1])
 
     def measure_seconds_per_epoch(self) -> float:
-        """Returns the expected time of an epoch, measured on three steps after a first one."""
+        """Returns the expected time of an epoch, measured on three steps after the slower first ones."""
         times = []
-        for lightness, ab in itertools.islice(self.training_batches(), 4):
+        lightness, ab = (tensor.to(self.device) for tensor in next(iter(self.training_batches())))
+        first_steps = CudaGraphStep.CALLS_BEFORE_REPLAY if isinstance(self.run_step, CudaGraphStep) else 1
+        for _ in range(first_steps + 3):
             start = time.monotonic()
-            self.run_step(lightness.to(self.device), ab.to(self.device))
+            self.run_step(lightness, ab)
             self.loss_sum.item()  # waits for the device
             times.append(time.monotonic() - start)
         self.initialize()
@@ -207,7 +221,8 @@ class Trainer(ABC):
         """L (B,1,128,128) in 0..1 -> the network's output in Lab units. In eval mode and float32."""
         self.model.eval()
         offset, scale = self.output_scale
-        return self.model(lightness.to(self.device)) * scale - offset
+        with _ieee_convolutions():
+            return self.model(lightness.to(self.device)) * scale - offset
 
     def predictions(self, images: LabDataset, context: DistributedContext) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yields (L, ab, `predict(L)`) of all images in order, batch by batch, or this rank's part of each batch.
@@ -311,13 +326,15 @@ class Trainer(ABC):
                     self._restore(state)
                     self.callbacks.advance(self.epoch + self.batch / len(self.batches), "")
                     break
-            except Exception:  # a state with the right keys can hold anything
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise  # RuntimeErrors that say nothing about the state
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                 self.callbacks.log(f"a saved state of {self.training_run} is damaged: not used")
                 self.initialize()
         return finished
 
     def _restore(self, state: dict) -> None:
-        """Restores what `_state` returned. Raises various errors for a damaged state."""
+        """Restores what `_state` returned. A state with the right keys can hold anything: raises what that causes."""
         epoch, batch = state["epoch"], state["batch"]
         lengths = {name: len(state["history"][name]) for name in self.history}
         if epoch < 0 or not 0 <= batch <= len(self.batches) or set(lengths.values()) != {epoch}:

@@ -1,16 +1,23 @@
 """Systems other than Linux: the program without what only Linux has, and Apple's GPUs, which have no float64."""
 
+import contextlib
+import errno
+import os
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TASKS, manager, picture, write
+from helpers import ROOT, SHORT, TASKS, manager, picture, write
 from survival import differences, result_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from deepcolor.common import system
+from deepcolor.common.files import write_atomically
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.training import trainer
 from utils import Utils
@@ -91,3 +98,66 @@ def test_auto_is_the_gpu_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mixed_precision_is_for_fast_hardware_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert [Utils.get_precision("auto", torch.device(name)) for name in ("cuda", "mps")] == ["fp32", "fp32"]
+
+
+def write_group(folder: Path, version: int, limit: object, usage: int, inactive: int) -> None:
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
+    limit_name, usage_name, inactive_name = names.get(version, ("memory.max", "memory.current", "inactive_file"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / limit_name).write_text(f"{limit}\n")
+    (folder / usage_name).write_text(f"{usage}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{inactive_name} {inactive}\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_control_group_and_of_those_around_it_counts(tmp_path: Path, version: int) -> None:
+    write_group(tmp_path / "slurm", version, 1000, 700, 100)
+    write_group(tmp_path / "slurm/job", version, "max" if version == 2 else 1 << 62, 400, 0)
+    write_group(tmp_path / "slurm/job/step", version, 300, 200, 50)
+    found = list(system._control_group_memory(tmp_path, "/slurm/job/step"))
+    assert min(found) == 150
+    assert 400 in found
+    assert system.available_memory() > 0
+
+
+def test_the_less_of_the_machine_and_the_control_group_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_control_group_memory", lambda root, path: iter([12345]))
+    assert system.available_memory() == 12345
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_folders_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    original = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError) if fails else contextlib.nullcontext():
+        write_atomically(tmp_path / "file", lambda path: path.write_text("content"))
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_files_have_the_permissions_of_the_user(tmp_path: Path) -> None:
+    """Read by the system when a file is made: a library must not change the mask of the process, even for a moment."""
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", lambda path: path.write_text("content"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_temporary_files_of_killed_processes_are_removed(photos: Path, tmp_path: Path) -> None:
+    result_of(tmp_path, "--images", photos, *SHORT)
+    old, new = tmp_path / "checkpoints/regressor/.1f.part.pt", tmp_path / "Plots/.2e.part.png"
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    result_of(tmp_path, "--images", photos, *SHORT)
+    assert not old.exists()
+    assert new.exists()  # another process may be writing it

@@ -8,7 +8,7 @@ import pytest
 from helpers import ORIENTATION, SIDE, as_the_camera_lay, picture, swapped_profile, write
 from PIL import Image
 
-from deepcolor.data.image_io import decode_image, find_photos
+from deepcolor.data.image_io import Unreadable, decode_image, find_photos, open_image
 
 
 def decode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> np.ndarray:
@@ -134,3 +134,12 @@ def test_find_photos(tmp_path: Path) -> None:
     (tmp_path / "images/loop").symlink_to(tmp_path / "images", target_is_directory=True)
     found = find_photos(tmp_path / "images", skip=[tmp_path / "images/sub.jpg/../made"])
     assert sorted(found) == ["LOUD.PNG", "sub.jpg/deep/a.tiff"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("ICO", {"sizes": [(128, 128)]}), ("EPS", {}), ("PDF", {})])
+def test_formats_that_are_not_meant_are_not_opened_under_another_name(kind: str, options: dict) -> None:
+    """An ICO file decodes what it holds before its size is checked; EPS starts Ghostscript."""
+    content = io.BytesIO()
+    Image.fromarray(picture(0)).save(content, kind, **options)
+    with pytest.raises(Unreadable, match="not an image"):
+        open_image(content.getvalue())

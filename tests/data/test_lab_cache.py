@@ -1,10 +1,12 @@
 """Photographs are decoded once, and the cache never gives the pixels of another or an older photograph."""
 
+import json
 import os
 import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import oracles
@@ -15,9 +17,11 @@ from PIL import Image
 
 import Constants
 import main
+from deepcolor.data import lab_cache
 from deepcolor.data.batches import BatchSpec, TrainingBatches, loader
 from deepcolor.data.dataset import LabDataModule
-from deepcolor.data.lab_cache import RecordMap
+from deepcolor.data.lab_cache import LabCache, RecordMap, _checksum
+from utils import UserError
 
 
 @pytest.fixture
@@ -202,3 +206,69 @@ def test_a_pickled_dataset_does_not_contain_the_pixels(images: Path, tmp_path: P
     everything = BatchSpec(torch.arange(len(data.train)))
     means = pickle.loads(pickle.dumps(data.with_mean_ab())).train.__getitems__(everything)
     assert all(map(torch.equal, means, data.train.with_mean_ab().__getitems__(everything)))
+
+
+# --- What others put into the cache ----------------------------------------------------------------
+
+
+def test_a_link_in_the_place_of_the_records_leads_nowhere(images: Path, tmp_path: Path) -> None:
+    LabDataModule.load(images, tmp_path)
+    (records,) = tmp_path.rglob("records.lab")
+    records.with_name("index.txt").unlink()
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("mine")
+    records.unlink()
+    records.symlink_to(mine)
+    LabDataModule.load(images, tmp_path)
+    assert mine.read_text() == "mine"
+
+
+def test_a_link_that_appears_later_is_an_error(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("mine")
+    original = LabCache._load
+
+    def load(cache: LabCache) -> None:
+        original(cache)
+        cache._records_path.symlink_to(mine)
+
+    monkeypatch.setattr(LabCache, "_load", load)
+    with pytest.raises(UserError, match="cache"):
+        LabDataModule.load(images, tmp_path)
+    assert mine.read_text() == "mine"
+
+
+CRAFTED = {
+    "no format": lambda index: index.pop("format"),
+    "a list": lambda index: index.update(records=[]),
+    "a row of another image": lambda index: next(iter(index["records"].values())).__setitem__(0, 5),
+    "text as a statistic": lambda index: next(iter(index["records"].values())).__setitem__(2, "blue"),
+    "a short entry": lambda index: next(iter(index["files"].values())).pop(),
+    "an unknown hash": lambda index: next(iter(index["files"].values())).__setitem__(3, "0" * 64),
+    "no hash and no reason": lambda index: next(iter(index["files"].values())).__setitem__(slice(3, 5), ["", 7]),
+}
+
+
+@pytest.mark.parametrize("change", CRAFTED)
+def test_a_crafted_index_is_not_used(images: Path, tmp_path: Path, change: str) -> None:
+    expected = LabDataModule.load(images, tmp_path)
+    (path,) = tmp_path.rglob("index.txt")
+    index = json.loads(path.read_bytes().partition(b"\n")[2])
+    CRAFTED[change](index)
+    text = json.dumps(index).encode()
+    path.write_bytes(_checksum(text) + b"\n" + text)
+    found = LabDataModule.load(images, tmp_path)
+    assert found.cache_damage
+    assert (found.fingerprint, found.train.names) == (expected.fingerprint, expected.train.names)
+
+
+def test_few_pictures_are_decoded_at_once_if_memory_is_short(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    monkeypatch.setattr(lab_cache, "available_cores", lambda: 64)
+    monkeypatch.setattr(lab_cache, "ThreadPoolExecutor", lambda count: threads.append(count) or ThreadPoolExecutor(1))
+    for gigabytes in (0, 4, 1000):
+        monkeypatch.setattr(lab_cache, "available_memory", lambda gigabytes=gigabytes: gigabytes << 30)
+        LabDataModule.load(images, tmp_path / str(gigabytes))
+    assert threads == [1, 6, 64]

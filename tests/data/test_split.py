@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +110,13 @@ def test_names_are_unique_and_valid_on_every_file_system() -> None:
     assert not any(set(name) & set('/\\:*?"<>|\n') for name in names)
     assert max(len(name.encode()) for name in names) <= 120
     assert picture_names(["test/cats/tom.jpg"]) == ["cats_tom"]
+
+
+def test_names_that_other_systems_cannot_tell_apart_or_do_not_allow() -> None:
+    """macOS and Windows ignore case, macOS the form of accents; Windows has devices, and no dots at the end."""
+    paths = ["Tom.png", "tom.png", "caf\u00e9.png", "cafe\u0301.png", "con.png", "Nul.x.png", "lpt1.jpg", "end. .jpg"]
+    names = picture_names(paths)
+    keys = {unicodedata.normalize("NFC", name).casefold() for name in names}
+    assert len(keys) == len(names)
+    assert names[4:] == ["con_", "Nul.x_", "lpt1_", "end__"]
+    assert picture_names(["console.png", "a.b.png"]) == ["console", "a.b"]

@@ -123,7 +123,7 @@ def test_an_unseen_face_is_closer_to_the_truth_than_in_the_mean_color(
     faces_dir: Path, tmp_path: Path, run_colorize: Callable
 ) -> None:
     """Trains a narrow network for half a minute."""
-    recipe = "--recipe best --feature-maps 6 --lr 0.006 --batch-size 8 --epoch 24"
+    recipe = "--recipe best --feature-maps 6 --lr 0.006 --batch-size 8 --epoch 12"
     flags = f"--device cpu --network colorizer --activation sigmoid {recipe} --jobs 1"
     assert main.main(["--images", str(faces_dir), "--output", str(tmp_path / "out"), *flags.split()]) == 0
     data = LabDataModule.load(faces_dir, tmp_path / "out")

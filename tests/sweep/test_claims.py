@@ -32,13 +32,10 @@ def train_epoch(trainer, original=Trainer.train_epoch):
     original(trainer)
 Trainer.train_epoch = train_epoch
 """
-SLOW = pytest.mark.slow
 SAVES_OFTEN = "Constants.SAVE_SECONDS = 0.05"
 
 
-@pytest.mark.parametrize(
-    ("count", "built_in"), [(2, False), pytest.param(3, False, marks=SLOW), pytest.param(3, True, marks=SLOW)]
-)
+@pytest.mark.parametrize(("count", "built_in"), [(2, False), pytest.param(3, True, marks=pytest.mark.slow)])
 def test_commands_share_a_sweep_and_one_is_killed(photos: Path, tmp_path: Path, count: int, built_in: bool) -> None:
     """Without --images, one of them adds the built-in photographs, and the others wait for it."""
     flags = [*FLAGS, *"--lr 0.003 0.002 0.001 --epoch 4 8 --jobs 1".split()]

@@ -88,3 +88,35 @@ def test_it_asks_for_what_a_sweep_needs_and_names_no_account() -> None:
     directives = re.findall(r"^#SBATCH +--([a-z-]+)", SCRIPT.read_text(), re.MULTILINE)
     assert {"gpus", "signal", "requeue", "open-mode", "output", "time"} <= set(directives)
     assert not {"account", "partition", "qos", "mail-user", "mail-type", "reservation", "nodelist"} & set(directives)
+
+
+SRUN = """#!/bin/sh
+echo "srun $@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "4"}, "srun python3 main.py --lr 0.1"),
+        ({"SLURM_GPUS_ON_NODE": "4", "TOGETHER": "1"}, "torchrun --nnodes=1"),
+        ({"SLURM_GPUS_ON_NODE": "1", "TOGETHER": "1"}, "srun python3 main.py --lr 0.1"),
+        ({"SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_NUM_NODES": "2"}, "torchrun --nnodes=2"),
+    ],
+)
+def test_gpus_train_one_run_together_only_if_asked(
+    project: Path, tmp_path: Path, variables: dict[str, str], words: str
+) -> None:
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(SRUN)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n",
+        **variables,
+    }
+    command = ["bash", str(project / SCRIPT.name), "--lr", "0.1"]
+    done = subprocess.run(command, cwd=project, env=environment | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout

@@ -252,7 +252,8 @@ def test_ranks_that_train_together_save_and_continue_after_requeueing(
 ) -> None:
     """Two pretended GPUs are two ranks, which train on the CPU. One of them requeues the job."""
     command = [SCRIPT, "--images", photos, *FLAGS, "--network", "colorizer", "--lr", "0.003", "--output"]
-    undisturbed, stopped = (slurm.submit("--gpus=2", *command, name, cwd=project) for name in ("pair", "stopped pair"))
+    together = ["--gpus=2", "--export=ALL,TOGETHER=1", *command]
+    undisturbed, stopped = (slurm.submit(*together, name, cwd=project) for name in ("pair", "stopped pair"))
     stop_during_training(slurm, project / "stopped pair", stopped, "scancel", "--signal=USR1")
     slurm.wait(undisturbed, stopped)
     said = slurm.log(project, stopped)

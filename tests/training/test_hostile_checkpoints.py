@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import resource
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -152,6 +153,11 @@ def test_a_state_with_wrong_tensors_or_hyperparameters_is_not_used(
 # --- The report ------------------------------------------------------------------------------------
 
 
+NESTED: list = [1, 2]
+for _ in range(40):  # each level doubles its text
+    NESTED = [NESTED, NESTED]
+
+
 def put_junk(folder: Path, model: dict) -> list[str]:
     """Puts files that are no finished models beside one that is, and returns their names."""
     contents: dict[str, object] = {f"without {key}": {k: v for k, v in model.items() if k != key} for key in model}
@@ -165,6 +171,15 @@ def put_junk(folder: Path, model: dict) -> list[str]:
         "metrics are text": {**model, "metrics": dict.fromkeys(model["metrics"], "good")},
         "lr is text": {**model, "hyperparameters": {**model["hyperparameters"], "lr": "fast"}},
         "newer version": {**model, "format_version": 99},
+        "run leads out": {**model, "run": "../../../escaped"},
+        "hyperparameter is unknown": {**model, "hyperparameters": {**model["hyperparameters"], "depth": 1}},
+        "hyperparameter is nested": {**model, "hyperparameters": {**model["hyperparameters"], "dropout": NESTED}},
+        "histories differ": {**model, "history": {**model["history"], "val_mse": []}},
+        "history is text": {**model, "history": {"train_mse": ["low"], "val_mse": ["low"]}},
+        "a mean is short": {**model, "metrics": {**model["metrics"], "test_means": [["cliff", 1.0]]}},
+        "means are numbers": {**model, "metrics": {**model["metrics"], "test_means": [1]}},
+        "status is odd": {**model, "metrics": {**model["metrics"], "status": "fine"}},
+        "stride is 0": {**model, "model": {"weight": torch.zeros(1).expand(1 << 27)}},
         "copy": model,
     }
     contents |= {"number": 3, "list": [1, 2], "empty dictionary": {}, "tensor": torch.zeros(3)}
@@ -193,3 +208,29 @@ def test_a_report_names_each_junk_file_and_reports_the_rest(
     assert "Traceback" not in said
     assert [name for name in names if sum(f"/{name}.pt" in line for line in said.splitlines()) != 1] == []
     assert (tmp_path / "out/Plots/results.csv").read_text().count("\n") == 2  # the header and a row
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_tensors_that_share_memory_are_refused_before_they_are_copied(earlier: Path, tmp_path: Path) -> None:
+    """A file of some kilobytes that would take half a gigabyte."""
+    (path,) = earlier.rglob("epoch_*.pt")
+    content = torch.load(path, weights_only=True)
+    content["model"] = {name: torch.zeros(1).expand(1 << 27) for name in content["model"]}
+    torch.save(content, tmp_path / "small.pt")
+    assert (tmp_path / "small.pt").stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load_usable(tmp_path / "small.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+def test_a_model_whose_run_leads_out_of_the_output_folder_writes_nothing_there(
+    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(earlier, tmp_path / "out")
+    (path,) = (tmp_path / "out").rglob("epoch_*.pt")
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "run": "../../../escaped"}, path)
+    assert main.main(["--output", str(tmp_path / "out"), "--report"]) == 2
+    assert "escaped" in "".join(capsys.readouterr())
+    assert not list(tmp_path.rglob("*escaped*"))

@@ -1,10 +1,13 @@
 """However a training run was divided, interrupted or damaged, its result is the same."""
 
+import errno
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -216,6 +219,34 @@ def test_a_damaged_state_falls_back_to_the_one_before(
         assert len(lines) == (0 if damage is Path.unlink else len(damaged))
         assert all(any(str(path) in line for line in lines) for path in damaged if lines)
     assert begins == pytest.approx([2.6, 1.4, 0])
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["disk", "memory"])
+def test_a_state_that_cannot_be_read_is_not_damaged(
+    data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Training does not start again, and the state is used when it can be read."""
+    interrupt(TASKS[1], data, tmp_path, 1.4, 3, **STEPS)
+    (state,) = tmp_path.rglob(".state/*.pt")
+    before = state.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(zipfile.ZipFile, "testzip", Mock(side_effect=error))
+        manager(TASKS[1], data, tmp_path, (3,), **STEPS).train()
+    assert state.read_bytes() == before
+    trainer = manager(TASKS[1], data, tmp_path, (3,), **STEPS)
+    trainer.resume()
+    assert trainer.epoch + trainer.batch / 5 == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), torch.AcceleratorError("CUDA error: lost")], ids=str)
+def test_a_gpu_that_fails_while_a_state_is_restored_does_not_damage_it(
+    data: LabDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    interrupt(TASKS[0], data, tmp_path, 1.4, 3, **STEPS)
+    trainer = manager(TASKS[0], data, tmp_path, (3,), **STEPS)
+    monkeypatch.setattr(trainer.model, "load_state_dict", Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        trainer.resume()
 
 
 def to_other_training(path: Path) -> None:
