@@ -65,7 +65,8 @@ def _triplet_column(triplets: Sequence[Triplet]) -> Image.Image:
 
 def loss_plot(path: Path, model: dict) -> None:
     """Plots the training and validation loss of a finished model by epoch, with the baselines. Raises OSError."""
-    figure = Figure(figsize=(6.4, 4), dpi=Constants.DPI, layout="constrained")
+    figure = Figure(figsize=(6.4, 4), dpi=Constants.DPI)
+    figure.subplots_adjust(left=0.16, right=0.97, bottom=0.12, top=0.89)  # a third faster than a computed layout
     axes = figure.add_subplot()
     history, metrics = model["history"], model["metrics"]
     epochs = np.arange(1, len(history["train_mse"]) + 1)
