@@ -103,13 +103,15 @@ def test_a_stop_while_the_network_is_loaded(start: Callable[..., Process]) -> No
         check_stopped(process, signal.SIGINT, group=True)
 
 
-@pytest.mark.parametrize("name", ["", pytest.param("0.png", marks=pytest.mark.slow)], ids=["many", "one"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", "0.png"], ids=["many", "one"])
 def test_a_stop_while_photographs_are_decoded(start: Callable[..., Process], name: str) -> None:
     with start("time.sleep(60)", name) as process:
         process.wait_until_working()
         check_stopped(process, signal.SIGTERM, group=not name)
 
 
+@pytest.mark.slow
 def test_the_workers_end_when_the_program_is_killed(start: Callable[..., Process], tmp_path: Path) -> None:
     with start("time.sleep(0.2)") as process:
         assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))

@@ -35,14 +35,15 @@ Trainer.train_epoch = train_epoch
 SAVES_OFTEN = "Constants.SAVE_SECONDS = 0.05"
 
 
-@pytest.mark.parametrize(("count", "built_in"), [(2, False), pytest.param(3, True, marks=pytest.mark.slow)])
-def test_commands_share_a_sweep_and_one_is_killed(photos: Path, tmp_path: Path, count: int, built_in: bool) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("built_in", [False, True], ids=["given", "built-in"])
+def test_three_commands_share_a_sweep_and_one_is_killed(photos: Path, tmp_path: Path, built_in: bool) -> None:
     """Without --images, one of them adds the built-in photographs, and the others wait for it."""
     flags = [*FLAGS, *"--lr 0.003 0.002 0.001 --epoch 4 8 --jobs 1".split()]
     images = [] if built_in else ["--images", photos]
     with contextlib.ExitStack() as stack:
         command = [*images, *flags, "--output", "out"]
-        processes = [stack.enter_context(Process(*command, cwd=tmp_path)) for _ in range(count)]
+        processes = [stack.enter_context(Process(*command, cwd=tmp_path)) for _ in range(3)]
         assert wait_until(lambda: list(tmp_path.glob("out/checkpoints/*/epoch_*.pt")) or processes[0].ended())
         time.sleep(random.uniform(0, 1))
         if not processes[0].ended():
