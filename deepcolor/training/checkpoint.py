@@ -1,7 +1,7 @@
 """The file format of checkpoints: finished models, and states from which training continues.
 
 A checkpoint is a dict of tensors and plain values, which `torch.load(path, weights_only=True)` reads on any machine.
-ModelContent and StateContent list its keys.
+`checkpoint_schema` lists its keys.
 """
 
 import errno
@@ -10,7 +10,6 @@ import platform
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TypedDict, get_type_hints
 
 import numpy as np
 import skimage
@@ -19,96 +18,10 @@ from torch import Tensor
 
 import Constants
 from deepcolor.common.files import write_atomically
-from deepcolor.training.config import GRID_KEYS, TrainingRun
+from deepcolor.training.checkpoint_schema import FORMAT_VERSION, check_model, check_state, check_usable, upgrade
+from deepcolor.training.config import TrainingRun
 from deepcolor.training.paths import RunPaths
 from utils import UserError
-
-FORMAT_VERSION = 2  # raised whenever a key is renamed or its meaning changes; see _upgrade
-
-
-class UsableModel(TypedDict):
-    """What it takes to use a model. Present in files of every version."""
-
-    model: dict  # state_dict
-    network: str  # "regressor" or "colorizer"
-    activation: str
-    feature_maps: int | list | tuple
-    epoch: int
-    image_size: int
-
-
-class ModelContent(UsableModel):
-    """A finished model, and everything that describes it."""
-
-    run: str  # name of the combination
-    hyperparameters: dict  # epoch, and the fields of TrainConfig
-    swept: list
-    seed: int
-    metrics: dict  # see Metrics
-    history: dict  # train_mse and val_mse of every epoch
-    fingerprint: dict  # TrainingRun.fingerprint
-
-
-class Metrics(TypedDict):
-    """The metrics of every model. Errors are in units of (ab + 128) / 255."""
-
-    status: str  # "done" or "diverged"
-    gray_mse: float
-    mean_color_mse: float
-    seconds: float
-    checkpoint: str  # path below the output folder
-
-
-class Scores(TypedDict):
-    """Further metrics of a model that did not diverge."""
-
-    train_mse: float
-    val_mse: float
-    test_mse: float
-    test_mse_a: float
-    test_mse_b: float
-    rmse_lab: float
-
-
-class RegressorScores(Scores):
-    test_means: list  # [name, predicted a, predicted b, true a, true b] of each test image, in Lab units
-
-
-class ColorizerScores(Scores):
-    psnr: float
-    ssim: float
-    delta_e: float
-    colorfulness: float
-    colorfulness_true: float
-    chroma_ratio: float
-    verdict: str
-
-
-class StateContent(TypedDict):
-    """The state of a training run between two steps."""
-
-    model: dict  # state_dict
-    optimizer: dict  # state_dict
-    epoch: int  # finished epochs
-    batch: int  # finished batches of the next epoch
-    loss_sum: float  # loss of these batches, summed over their images
-    history: dict
-    seconds: float  # spent training
-    diverged: int  # the epoch in which a loss was not finite, or 0
-    fingerprint: dict
-
-
-_HYPERPARAMETERS = {"lr": float | int, "epoch": int, "weight_decay": float | int}
-# Keys of version 1 -> keys of this version.
-_RENAMED_KEYS = {
-    "identity": "fingerprint",
-    "squares": "loss_sum",
-    "copies": "augment_repeats",
-    "grey_mse": "gray_mse",
-    "mean_colour_mse": "mean_color_mse",
-    "colourfulness": "colorfulness",
-    "colourfulness_true": "colorfulness_true",
-}
 
 
 def describe(
@@ -194,7 +107,7 @@ def load(path: Path) -> dict:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a wrong offset in the file
             raise
         raise UserError(f"{path} is damaged, or not a checkpoint of this program") from error
-    return _upgrade(path, content)
+    return upgrade(path, content)
 
 
 def _bytes_of(content: dict) -> int:
@@ -212,60 +125,17 @@ def _bytes_of(content: dict) -> int:
 
 def load_usable(path: Path) -> dict:
     """Reads a model of any version, and checks the keys of UsableModel. Raises UserError."""
-    return _check_types(path, load(path), get_type_hints(UsableModel))
+    return check_usable(path, load(path))
 
 
 def load_state(path: Path) -> dict:
     """Reads a state, and checks the keys of StateContent. Raises UserError."""
-    return _check_types(path, load(path), get_type_hints(StateContent))
+    return check_state(path, load(path))
 
 
 def load_model(path: Path) -> dict:
     """Reads a finished model, and checks everything that describes it. Raises UserError."""
-    content = _check_types(path, load(path), get_type_hints(ModelContent))
-    _check_types(path, content["hyperparameters"], _HYPERPARAMETERS)
-    metrics = _check_types(path, content["metrics"], get_type_hints(Metrics))
-    _check_types(path, content["fingerprint"], {"images": str})
-    _check_types(path, content["history"], {"train_mse": list, "val_mse": list})
-    if metrics["status"] == "done":
-        scores = RegressorScores if content["network"] == "regressor" else ColorizerScores
-        _check_types(path, metrics, get_type_hints(scores))
-    if wrong := _wrong_values(content):
-        raise UserError(f"{path} is not a finished model of this program: wrong {wrong}")
-    return content
-
-
-def _wrong_values(content: dict) -> str:
-    """Returns which part of a model has a value that this program does not write, or ""."""
-    metrics, histories = content["metrics"], content["history"].values()
-    means = metrics.get("test_means", [])
-    is_right = {
-        "network": content["network"] in Constants.NETWORKS and content["activation"] in ("", *Constants.ACTIVATIONS),
-        "hyperparameters": all(map(_is_hyperparameter, content["hyperparameters"].items())),
-        "swept": {key for key in content["swept"] if isinstance(key, str)} <= content["hyperparameters"].keys(),
-        "status": metrics["status"] in ("done", "diverged"),
-        "history": len({len(history) for history in histories}) == 1
-        and all(isinstance(value, float | int) for history in histories for value in history),
-        "test_means": isinstance(means, list) and all(map(_is_mean, means)),
-    }
-    return ", ".join(name for name, right in is_right.items() if not right)
-
-
-def _is_hyperparameter(item: tuple[object, object]) -> bool:
-    """Returns whether this is a known key, with a number, a text, or numbers."""
-    key, value = item
-    values = value if isinstance(value, list | tuple) and len(value) <= Constants.LAYERS else [value]
-    return key in GRID_KEYS and all(isinstance(each, float | int | str) for each in values)
-
-
-def _is_mean(row: object) -> bool:
-    """Returns whether this is a row of `RegressorScores.test_means`."""
-    return (
-        isinstance(row, list | tuple)
-        and len(row) == 5
-        and isinstance(row[0], str)
-        and all(isinstance(value, float | int) for value in row[1:])
-    )
+    return check_model(path, load(path))
 
 
 def find_models(paths: RunPaths) -> tuple[list[dict], list[str]]:
@@ -314,33 +184,3 @@ def _verify_archive(path: Path) -> None:
             raise ValueError("parts that overlap")
         if damaged := archive.testzip():
             raise ValueError(f"damaged: {damaged}")
-
-
-def _upgrade(path: Path, content: dict) -> dict:
-    """Renames the keys of version 1. Raises UserError for a version that this program does not know."""
-    version = content.get("format_version", 1)
-    if version == FORMAT_VERSION:
-        return content
-    if version != 1:
-        raise UserError(f"{path} was written by a newer version of this program: update the program")
-    content = _rename_keys(content)
-    for part in ("metrics", "hyperparameters", "fingerprint"):
-        if isinstance(content.get(part), dict):
-            content[part] = _rename_keys(content[part])
-    if isinstance(content.get("swept"), list):
-        content["swept"] = [_RENAMED_KEYS.get(key, key) if isinstance(key, str) else key for key in content["swept"]]
-    metrics = content.get("metrics")
-    if isinstance(metrics, dict) and isinstance(metrics.get("verdict"), str):
-        metrics["verdict"] = metrics["verdict"].replace("coloured", "colored").replace("grey", "gray")
-    return content
-
-
-def _rename_keys(content: dict) -> dict:
-    return {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
-
-
-def _check_types(path: Path, content: dict, types: dict[str, type]) -> dict:
-    """Returns `content` if it has these keys with values of these types. Raises UserError if not."""
-    if wrong := [key for key, kind in types.items() if not isinstance(content.get(key), kind)]:
-        raise UserError(f"{path} is not a finished model or state of this program: wrong {', '.join(wrong)}")
-    return content
