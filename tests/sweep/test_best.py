@@ -7,6 +7,9 @@ from helpers import plain
 from survival import result_of
 
 import main
+from deepcolor.training.checkpoint_manager import CheckpointManager
+from deepcolor.training.config import TrainConfig, TrainingRun
+from deepcolor.training.paths import RunPaths
 
 FLAGS = "--device cpu --network regressor --weight-decay 0 --jobs 1 --epoch 1 --lr".split()
 
@@ -50,3 +53,13 @@ def test_the_best_model_of_other_images_does_not_count(photos: Path, tmp_path: P
     result_of(tmp_path, "--images", photos / "train", *FLAGS, "1e-6")
     best = torch.load(tmp_path / "checkpoints/best_regressor.pt", weights_only=True)
     assert "lr_1e-06" in best["run"]
+
+
+def test_the_validation_error_decides_not_the_training_error(earlier: Path, tmp_path: Path) -> None:
+    (path,) = earlier.glob("checkpoints/regressor/epoch_*.pt")
+    model = torch.load(path, weights_only=True)
+    manager = CheckpointManager(RunPaths(tmp_path), TrainingRun("regressor", "", TrainConfig(), (1,)), {})
+    for val_mse, train_mse in ((0.2, 0.1), (0.1, 0.2), (0.3, 0.0)):
+        metrics = {**model["metrics"], "val_mse": val_mse, "train_mse": train_mse}
+        manager.save_model({**model, "metrics": metrics}, 1)
+    assert torch.load(tmp_path / "checkpoints/best_regressor.pt", weights_only=True)["metrics"]["val_mse"] == 0.1
