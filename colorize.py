@@ -29,7 +29,7 @@ from tqdm import tqdm
 import Constants
 from deepcolor.common import cli
 from deepcolor.common.cli import printable
-from deepcolor.common.files import check_writable
+from deepcolor.common.files import check_writable, remove_abandoned
 from deepcolor.common.system import available_cores, keep_freed_memory
 from deepcolor.data.image_io import Photo
 from deepcolor.inference.full_resolution import colorize_photo
@@ -115,6 +115,8 @@ def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
     alone = len(todo) == 1
     if not alone:
         start_early()
+    for folder in {task.target.parent for task in todo}:
+        remove_abandoned(folder)
     model = load(options.checkpoint, options.device)
     model.use_one_thread()  # for the same result as in a worker process
     print(f"with {printable(model.description)}", flush=True)

@@ -33,7 +33,7 @@ from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.config import AT_LEAST_ONE, TrainConfig, TrainingRun, expand_grid
 from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext, check_batch_size, launch
 from deepcolor.training.paths import RunPaths
-from utils import Grid, UserError, Utils, format_value, has_unusable_gpu
+from utils import Grid, UserError, Utils, format_value, seems_to_have_gpu
 
 
 def jobs(text: str) -> int | None:
@@ -119,12 +119,13 @@ def train(options: argparse.Namespace, paths: RunPaths, runs: list[TrainingRun],
     """Trains what is unfinished, reports, and returns the exit code. Raises UserError, Interrupted."""
     device = context.local_device(Utils.get_device(options.device))
     check_batch_size(min(run.config.batch_size for run in runs), context)
+    context.run_on_main(lambda: paths.prepare(Utils.get_precision("auto", device)))
     ignore_before = context.run_on_main(lambda: slurm.restart_time(paths.cache) if options.restart else 0.0)
     data = context.run_on_main(lambda: load_images(options))
     print(results.plan_lines(runs)[-1])
     if context.world_size > 1 and options.jobs not in (None, 1):
         print(f"--jobs {options.jobs}: one training run at a time, because all {context.world_size} ranks train it")
-    if options.device == "auto" and device.type == "cpu" and context.is_main_process and has_unusable_gpu():
+    if options.device == "auto" and device.type == "cpu" and context.is_main_process and seems_to_have_gpu():
         remark = "this computer seems to have a GPU, but PyTorch cannot use it: training on the CPU"
         print(f"main.py: {remark}", file=sys.stderr)
     sweep = Sweep(runs, data, paths, device, ignore_before, options.tensorboard, context)
@@ -148,15 +149,13 @@ def run(options: argparse.Namespace, context: DistributedContext) -> int:
         raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
     device = Utils.get_device(options.device)
     paths = RunPaths(options.output)
-    precision = context.run_on_main(lambda: paths.precision(Utils.get_precision("auto", device)))
-    runs = plan(options, precision)
+    precision = Utils.get_precision("auto", device)
+    runs = context.run_on_main(lambda: plan(options, paths.precision(precision)))
     if options.plan:
         print("\n".join(results.plan_lines(runs)))
     elif options.report:
         print(context.run_on_main(lambda: gather(options, paths, runs, redraw=True)))
     else:
-        context.run_on_main(paths.prepare)
-        context.run_on_main(lambda: paths.keep_precision(precision))
         return train(options, paths, runs, context)
     return 0
 

@@ -81,13 +81,21 @@ class Utils:
         return (feature_maps if isinstance(feature_maps, int) else max(feature_maps)) >= Constants.WIDE
 
 
-def has_unusable_gpu() -> bool:
-    """Returns whether this computer seems to have a GPU that PyTorch cannot use, as with a driver that is too old."""
+def seems_to_have_gpu() -> bool:
+    """Returns whether Slurm, a variable or a program says that there is an NVIDIA GPU. Its driver can be too old."""
+    names = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES")
+    is_named = any(os.environ.get(name, "").strip() not in ("", "0", "-1") for name in names)
+    return is_named or shutil.which("nvidia-smi") is not None
+
+
+def free_gpu_memory(device: "torch.device") -> float:
+    """Returns the bytes that PyTorch can allocate on a GPU, including what it keeps for reuse. On the CPU: infinity."""
     import torch
 
-    names = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES")
-    seems = any(os.environ.get(name, "").strip() not in ("", "0", "-1") for name in names)
-    return (seems or shutil.which("nvidia-smi") is not None) and not torch.cuda.is_available()
+    if device.type != "cuda":
+        return math.inf
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def seed_for(seed: int, *purpose: object) -> int:

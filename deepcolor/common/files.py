@@ -18,6 +18,7 @@ from deepcolor.common.system import sync_folder
 from utils import UserError
 
 _ABANDONED_SECONDS = 3600
+_TOKEN_BYTES = 8  # of the random part of temporary names
 
 
 def check_writable(folder: Path, output: Path) -> None:
@@ -44,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
         OSError: the file cannot be written. The old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(_TOKEN_BYTES)}.part{path.suffix}")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         write(temporary)
@@ -65,8 +66,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes temporary files of `write_atomically` below a folder whose process was killed at least an hour ago."""
-    for path in folder.rglob(".*.part*"):
+    """Deletes temporary files of `write_atomically` in a folder whose process was killed at least an hour ago."""
+    for path in folder.glob(f".{'[0-9a-f]' * 2 * _TOKEN_BYTES}.part*"):
         with contextlib.suppress(OSError):
             if path.lstat().st_mtime < time.time() - _ABANDONED_SECONDS:
                 path.unlink()
@@ -120,14 +121,9 @@ def _lock(path: Path) -> FileLock:
     """Returns a lock that is held unless another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    try:
-        with contextlib.suppress(Timeout), warnings.catch_warnings(action="ignore"):
-            lock.acquire(timeout=0)
-    except NotImplementedError:  # filelock before 3.21
-        supported = False
-    else:
-        supported = isinstance(lock, FileLock)  # newer versions turn it into a lock that a killed process never frees
-    if not supported:
+    with contextlib.suppress(Timeout), warnings.catch_warnings(action="ignore"):
+        lock.acquire(timeout=0)
+    if not isinstance(lock, FileLock):  # filelock has replaced it by a lock that a killed process never frees
         lock.release(force=True)
         raise OSError(errno.ENOLCK, "this file system does not support locks", str(path))
     return lock

@@ -52,8 +52,10 @@ def _control_group_memory(root: Path, path: str) -> Iterator[int]:
 
     Pages of files that are not in use count as left, because the system frees them.
     """
-    names = [("memory.max", "memory.current", "inactive_file")]
-    names.append(("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+    names = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
     group = root / path.strip("/")
     for folder in (group, *group.parents):
         for limit, usage, inactive in names:

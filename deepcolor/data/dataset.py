@@ -17,17 +17,11 @@ from deepcolor.data.batches import BatchSpec
 from deepcolor.data.image_io import find_photos
 from deepcolor.data.lab_cache import RECORD_BYTES, LabCache
 from deepcolor.data.split import picture_names, split
-from utils import UserError
+from utils import UserError, free_gpu_memory
 
 _UPLOAD_CHUNK = 1024  # images copied to GPU memory at a time
 # Folders below --output that hold pictures made by this program.
 _GENERATED = ("outputs_sigmoid", "outputs_tanh", "Plots", "checkpoints")
-
-
-def free_gpu_memory(device: torch.device) -> int:
-    """Returns the bytes that PyTorch can still allocate on a CUDA device, including those that it keeps for reuse."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 class LabDataset(Dataset):

@@ -156,7 +156,8 @@ class LabCache:
         # Checking all records takes seconds for a large set, so it is done only after a write to the file.
         if records and index["stamp"] != self._stamp() and not self._is_intact(records):
             raise ValueError("its records are damaged")
-        _check_entries(records, index["files"])
+        if not _is_index(records, index["files"]):
+            raise ValueError("its index is damaged")
         return records, index["files"]
 
     def _write_index(self) -> None:
@@ -243,16 +244,17 @@ class LabCache:
             return _Decoded(path, signature, "", None, str(error))
 
 
-def _check_entries(records: dict[str, list], files: dict[str, list]) -> None:
-    """Raises ValueError, or what a wrong type causes, for entries that LabCache does not write."""
-    for number, (row, *statistics) in enumerate(records.values()):
-        if row != number or len(statistics) != 5 or not all(isinstance(value, float | int) for value in statistics):
-            raise ValueError("its index is damaged")
-    for size, modified, changed, content_hash, reason in files.values():
-        numbers = (size, modified, changed)
-        is_known = content_hash in records or (content_hash == "" and isinstance(reason, str))
-        if not (is_known and all(isinstance(number, int) for number in numbers)):
-            raise ValueError("its index is damaged")
+def _is_index(records: dict[str, list], files: dict[str, list]) -> bool:
+    """Returns whether LabCache can have written these entries. Raises what an entry of another type causes."""
+    return all(
+        row == number and len(statistics) == 5 and all(isinstance(value, float | int) for value in statistics)
+        for number, (row, *statistics) in enumerate(records.values())
+    ) and all(
+        len(signature) == 3
+        and all(isinstance(number, int) for number in signature)
+        and (content_hash in records or (content_hash == "" and isinstance(reason, str)))
+        for *signature, content_hash, reason in files.values()
+    )
 
 
 class _Decoded(NamedTuple):

@@ -29,6 +29,7 @@ from deepcolor.common.system import (
 from deepcolor.data.image_io import Unreadable, open_image, read_file, read_photo
 from deepcolor.inference.full_resolution import colorize_photo
 from deepcolor.inference.tasks import ColorizeTask
+from utils import free_gpu_memory
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def color_files(tasks: Sequence[ColorizeTask], predictor: "Predictor") -> Iterat
     if len(tasks) == 1:  # a thread starts faster than a process. Without it, signals would wait for the decoder.
         yield tasks[0], ThreadPoolExecutor(1).submit(color_file, tasks[0], lambda: predictor, cores).result()
         return
-    memory = min(available_memory(), predictor.free_gpu_memory())
+    memory = min(available_memory(), free_gpu_memory(predictor.device))
     workers = max(1, min(cores, int(memory // _BYTES_PER_WORKER), len(tasks)))
     load = functools.partial(_load_once, predictor.path, predictor.device)
     color = functools.partial(color_file, load=load, threads=max(1, cores // workers))

@@ -55,10 +55,6 @@ class Predictor:
         """Limits PyTorch to one thread in this process, because other processes or threads use the other cores."""
         torch.set_num_threads(1)
 
-    def free_gpu_memory(self) -> float:
-        """Returns the free bytes of the GPU, or infinity on the CPU."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
-
 
 def _best_checkpoint(folder: Path) -> Path:
     """Returns the path of the best colorizer of the sweep in `folder`. Raises UserError if there is none."""

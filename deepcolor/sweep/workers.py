@@ -154,5 +154,5 @@ def _work(train: TrainFunction, number: int, skip: set[TrainingRun], connection:
                 connection.send(("failed", run, failure))
         except OSError as error:
             display.log(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-            os._exit(1)  # not by way of a failed GPU's driver; the parent starts another process
+            os._exit(1)  # a normal exit can wait forever for a failed GPU; the parent starts another process
         connection.send(("advance", display.unsent, ""))

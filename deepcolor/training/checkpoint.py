@@ -19,7 +19,7 @@ from torch import Tensor
 import Constants
 from deepcolor.common.files import write_atomically
 from deepcolor.training.checkpoint_schema import FORMAT_VERSION, check_model, check_state, check_usable, upgrade
-from deepcolor.training.config import TrainingRun
+from deepcolor.training.config import TrainingRun, task_name
 from deepcolor.training.paths import RunPaths
 from utils import UserError
 
@@ -152,9 +152,9 @@ def find_models(paths: RunPaths) -> tuple[list[dict], list[str]]:
         except UserError as error:
             remarks.append(f"{error}: left out")
             continue
-        task = f"{model['network']}_{model['activation']}".rstrip("_")
-        expected = paths.root / model["metrics"]["checkpoint"]
-        if path != expected or (path.parent.name, path.stem) != (task, model["run"]):  # `run` becomes a file's name
+        # `run` becomes a part of file names: it must not lead out of the output folder.
+        named = paths.checkpoints / task_name(model["network"], model["activation"]) / f"{model['run']}.pt"
+        if not path == named == paths.root / model["metrics"]["checkpoint"]:
             remarks.append(f"{path} is a copy of the model of another run, {model['run']}: left out")
         else:
             del model["model"]

@@ -1,5 +1,6 @@
 """What checkpoints contain, and checks of files that may come from elsewhere."""
 
+from itertools import chain
 from pathlib import Path
 from typing import TypedDict, get_type_hints
 
@@ -83,16 +84,9 @@ class StateContent(TypedDict):
 
 
 _HYPERPARAMETERS = {"lr": float | int, "epoch": int, "weight_decay": float | int}
-# Keys of version 1 -> keys of this version.
-_RENAMED_KEYS = {
-    "identity": "fingerprint",
-    "squares": "loss_sum",
-    "copies": "augment_repeats",
-    "grey_mse": "gray_mse",
-    "mean_colour_mse": "mean_color_mse",
-    "colourfulness": "colorfulness",
-    "colourfulness_true": "colorfulness_true",
-}
+# Keys of version 1 -> keys of this version, whose spelling is American as well.
+_RENAMED_KEYS = {"identity": "fingerprint", "squares": "loss_sum", "copies": "augment_repeats"}
+_SPELLINGS = (("colour", "color"), ("grey", "gray"))
 
 
 def check_usable(path: Path, content: dict) -> dict:
@@ -122,15 +116,16 @@ def check_model(path: Path, content: dict) -> dict:
 
 def _wrong_values(content: dict) -> str:
     """Returns which part of a model has a value that this program does not write, or ""."""
-    metrics, histories = content["metrics"], content["history"].values()
-    means = metrics.get("test_means", [])
+    metrics = dict(content["metrics"])
+    means = metrics.pop("test_means", [])
+    losses = [content["history"][key] for key in ("train_mse", "val_mse")]
     is_right = {
         "network": content["network"] in Constants.NETWORKS and content["activation"] in ("", *Constants.ACTIVATIONS),
         "hyperparameters": all(map(_is_hyperparameter, content["hyperparameters"].items())),
-        "swept": {key for key in content["swept"] if isinstance(key, str)} <= content["hyperparameters"].keys(),
+        "swept": all(isinstance(key, str) and key in content["hyperparameters"] for key in content["swept"]),
         "status": metrics["status"] in ("done", "diverged"),
-        "history": len({len(history) for history in histories}) == 1
-        and all(isinstance(value, float | int) for history in histories for value in history),
+        "metrics": all(isinstance(value, float | int | str) for value in metrics.values()),
+        "history": len(losses[0]) == len(losses[1]) and all(isinstance(x, float | int) for x in chain(*losses)),
         "test_means": isinstance(means, list) and all(map(_is_mean, means)),
     }
     return ", ".join(name for name, right in is_right.items() if not right)
@@ -165,15 +160,24 @@ def upgrade(path: Path, content: dict) -> dict:
         if isinstance(content.get(part), dict):
             content[part] = _rename_keys(content[part])
     if isinstance(content.get("swept"), list):
-        content["swept"] = [_RENAMED_KEYS.get(key, key) if isinstance(key, str) else key for key in content["swept"]]
+        content["swept"] = [_rename(key) for key in content["swept"]]
     metrics = content.get("metrics")
-    if isinstance(metrics, dict) and isinstance(metrics.get("verdict"), str):
-        metrics["verdict"] = metrics["verdict"].replace("coloured", "colored").replace("grey", "gray")
+    if isinstance(metrics, dict) and "verdict" in metrics:
+        metrics["verdict"] = _rename(metrics["verdict"])
     return content
 
 
+def _rename(name: object) -> object:
+    """Returns what this version calls a name of version 1. Other values are returned as they are."""
+    if not isinstance(name, str):
+        return name
+    for british, american in _SPELLINGS:
+        name = name.replace(british, american)
+    return _RENAMED_KEYS.get(name, name)
+
+
 def _rename_keys(content: dict) -> dict:
-    return {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+    return {_rename(key): value for key, value in content.items()}
 
 
 def _check_types(path: Path, content: dict, types: dict[str, type]) -> dict:

@@ -109,6 +109,11 @@ def default_of(name: str) -> object:
     return {each.name: each.default for each in fields(TrainConfig)}.get(name)
 
 
+def task_name(network: str, activation: str) -> str:
+    """Returns regressor, colorizer_sigmoid or colorizer_tanh."""
+    return f"{network}_{activation}" if activation else network
+
+
 GRID_KEYS = ("epoch", *(each.name for each in fields(TrainConfig)))
 
 
@@ -125,7 +130,7 @@ class TrainingRun:
     @property
     def task(self) -> str:
         """The folder of its checkpoints: regressor, colorizer_sigmoid or colorizer_tanh."""
-        return f"{self.network}_{self.activation}" if self.activation else self.network
+        return task_name(self.network, self.activation)
 
     @property
     def name(self) -> str:

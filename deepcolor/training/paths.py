@@ -47,21 +47,24 @@ class RunPaths:
     def precision(self, default: str) -> str:
         """Returns what --precision auto means for this folder: what it meant when training began here."""
         try:
-            return self._precision.read_text().strip()
+            return self._precision.read_text().strip() or default
         except OSError:  # missing; `prepare` reports a folder that cannot be used
             return default
-
-    def keep_precision(self, value: str) -> None:
-        """Keeps the meaning of --precision auto, so that a run can continue on another machine. Raises OSError."""
-        with contextlib.suppress(FileExistsError), open(self._precision, "x") as file:
-            file.write(value)
 
     @property
     def _precision(self) -> Path:
         return self.checkpoints / ".precision"
 
-    def prepare(self) -> None:
-        """Creates the folders and checks that they can be written, before hours of training. Raises UserError."""
+    def prepare(self, precision: str) -> None:
+        """Creates the folders and checks that they can be written, before hours of training.
+
+        In a new folder, keeps the meaning of --precision auto, so that a run can continue on another machine. Raises
+        UserError or OSError.
+        """
         for folder in (self.plots, self.checkpoints, self.cache):
             check_writable(folder, self.root)
-        remove_abandoned(self.root)
+        with contextlib.suppress(FileExistsError), open(self._precision, "x") as file:
+            file.write(precision)
+        for folder in (self.plots, self.checkpoints, self.cache, *self.root.glob("outputs_*")):
+            for each in (folder, *folder.rglob("*/")):
+                remove_abandoned(each)

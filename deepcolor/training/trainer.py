@@ -124,7 +124,8 @@ class Trainer(ABC):
         self.run_step = CudaGraphStep(self.step) if capture else self.step
         self.epoch = 0  # finished epochs
         self.batch = 0  # finished batches of the next epoch
-        self.loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)  # over these images
+        # The loss of these batches, summed over their images.
+        self.loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self.history: dict[str, list[float]] = {"train_mse": [], "val_mse": []}
         self.seconds = 0.0
         self.diverged = 0  # the epoch in which a loss was not finite

@@ -143,7 +143,7 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(
 
 
 def test_files_have_the_permissions_of_the_user(tmp_path: Path) -> None:
-    """Read by the system when a file is made: a library must not change the mask of the process, even for a moment."""
+    """The system applies the mask of the process. The program never changes it, because other threads use it too."""
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "file", lambda path: path.write_text("content"))
@@ -154,10 +154,13 @@ def test_files_have_the_permissions_of_the_user(tmp_path: Path) -> None:
 
 def test_temporary_files_of_killed_processes_are_removed(photos: Path, tmp_path: Path) -> None:
     result_of(tmp_path, "--images", photos, *SHORT)
-    old, new = tmp_path / "checkpoints/regressor/.1f.part.pt", tmp_path / "Plots/.2e.part.png"
-    for path in (old, new):
+    old = [tmp_path / "checkpoints/regressor" / f".{'0f' * 8}.part.pt", tmp_path / f"outputs_tanh/.{'1e' * 8}.part.png"]
+    recent = tmp_path / f"Plots/.{'2d' * 8}.part.png"  # another process may be writing it
+    foreign = [tmp_path / "photos/.holiday.part.jpg", tmp_path / f"photos/.{'3c' * 8}.part.jpg"]
+    for path in (*old, recent, *foreign):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
-    os.utime(old, (time.time() - 7200,) * 2)
+    for path in (*old, *foreign):
+        os.utime(path, (time.time() - 7200,) * 2)
     result_of(tmp_path, "--images", photos, *SHORT)
-    assert not old.exists()
-    assert new.exists()  # another process may be writing it
+    assert [path.exists() for path in (*old, recent, *foreign)] == [False, False, True, True, True]

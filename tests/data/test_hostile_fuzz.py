@@ -93,6 +93,16 @@ def image_files() -> dict[str, bytes]:
     return contents
 
 
+def other_files() -> list[bytes]:
+    """Returns pictures in formats that are not meant, which must be refused whatever their files are called."""
+    rgb, contents = Image.fromarray(picture(1, 48, 64)), []
+    for kind in ("ICO", "EPS", "PDF", "PCX", "SGI"):
+        file = io.BytesIO()
+        rgb.save(file, kind)
+        contents.append(file.getvalue())
+    return contents
+
+
 def fix_png_checksums(content: bytes) -> bytes:
     """Corrects the checksum of every chunk, so that decoding does not stop at the first."""
     fixed, start = bytearray(content), 8
@@ -119,7 +129,8 @@ def test_mutated_images() -> None:
     rng = random.Random(7)
     originals = image_files()
     assert {read_image(content) for content in originals.values()} == {"read"}
-    inputs = []
+    assert {read_image(content) for content in other_files()} == {"refused"}
+    inputs = [mutate(content, rng) for content in other_files() for _ in range(10)]
     for number in range(840):
         kind = list(originals)[number % len(originals)]
         content = mutate(originals[kind], rng)
@@ -154,6 +165,30 @@ def mutate_member(content: bytes, rng: random.Random) -> bytes:
     return target.getvalue()
 
 
+def odd_values() -> list[object]:
+    nested: list = [1]
+    for _ in range(40):  # its text doubles with each level
+        nested = [nested, nested]
+    numbers = [float("nan"), float("inf"), -1, 10**30, True]
+    return [None, "text", "../../x", [], {}, nested, torch.zeros(1).expand(1 << 27), *numbers]
+
+
+def change_a_field(content: bytes, rng: random.Random) -> bytes:
+    """Replaces, removes or adds a value somewhere in a checkpoint."""
+    model = torch.load(io.BytesIO(content), weights_only=True)
+    part = model
+    while (inner := [value for value in part.values() if isinstance(value, dict) and value]) and rng.random() < 0.6:
+        part = rng.choice(inner)
+    key = rng.choice([*part, "another"])
+    if rng.random() < 0.2:
+        part.pop(key, None)
+    else:
+        part[key] = rng.choice(odd_values())
+    changed = io.BytesIO()
+    torch.save(model, changed)
+    return changed.getvalue()
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.slow)])
 def test_mutated_checkpoints(earlier: Path, tmp_path: Path, count: int) -> None:
     rng = random.Random(8)
@@ -163,7 +198,7 @@ def test_mutated_checkpoints(earlier: Path, tmp_path: Path, count: int) -> None:
     paths = []
     for number in range(count):
         path = tmp_path / f"{number}.pt"
-        change = mutate if number % 3 == 0 else mutate_member
+        change = (mutate, mutate_member, change_a_field)[number % 3]
         path.write_bytes(mutate(old_format.getvalue(), rng) if number % 10 == 0 else change(original, rng))
         paths.append(path)
     check_all(read_checkpoint, paths, "checkpoints")

@@ -52,7 +52,7 @@ class Run:
 def run(
     photos: Path, run_main: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """One small sweep by the real command: both networks, both activations, two weight decays, two snapshots."""
+    """One small sweep by the real command: both networks, both activations, two snapshots."""
     output = tmp_path_factory.mktemp("run")
     done = run_main("--images", photos, "--output", output, *RUN_FLAGS, cwd=output)
     assert done.returncode == 0, done.stderr

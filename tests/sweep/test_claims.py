@@ -165,7 +165,7 @@ def test_a_run_that_fails_is_reported_once_and_the_others_finish(
 def test_a_folder_without_locks_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
-    """Some file systems of clusters are mounted without."""
+    """Some file systems of clusters are mounted without locks."""
 
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

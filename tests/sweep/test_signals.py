@@ -144,24 +144,31 @@ ARRAY = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID"
 
 
 @pytest.mark.parametrize(
-    ("number", "environment", "scontrol", "code", "words", "calls"),
+    ("number", "environment", "scontrol", "expected"),
     [
-        (signal.SIGUSR1, JOB, 0, 138, "requeued job 77", "requeue 77\n"),
+        (signal.SIGUSR1, JOB, 0, (138, "requeued job 77", "requeue 77\n")),
         # The last task of an array has the array's id, and must not requeue the whole array.
-        (signal.SIGUSR1, ARRAY, 0, 138, "requeued job 70_5", "requeue 70_5\n"),
-        (signal.SIGUSR1, JOB, 1, 1, "saved, but Slurm does not requeue job 77", "requeue 77\n"),
-        (signal.SIGUSR1, JOB, 1, 1, "presently disabled for job 77", "requeue 77\n"),
-        (signal.SIGUSR1, JOB, None, 1, "scontrol", ""),
+        (signal.SIGUSR1, ARRAY, 0, (138, "requeued job 70_5", "requeue 70_5\n")),
+        (signal.SIGUSR1, JOB, 1, (1, "saved, but Slurm does not requeue job 77", "requeue 77\n")),
+        (signal.SIGUSR1, JOB, 1, (1, "presently disabled for job 77", "requeue 77\n")),
+        (signal.SIGUSR1, JOB, None, (1, "scontrol", "")),
         # Slurm itself requeues what it preempts, and a job that was canceled must not come back.
-        (signal.SIGTERM, ARRAY, 0, 143, STOPPED, ""),
-        (signal.SIGINT, JOB, 0, 130, STOPPED, ""),
-        (signal.SIGUSR1, {}, 0, 138, STOPPED, ""),
+        (signal.SIGTERM, ARRAY, 0, (143, STOPPED, "")),
+        (signal.SIGINT, JOB, 0, (130, STOPPED, "")),
+        (signal.SIGUSR1, {}, 0, (138, STOPPED, "")),
     ],
 )
 def test_near_its_time_limit_a_job_requeues_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
-    number: int, environment: dict[str, str], scontrol: int | None, code: int, words: str, calls: str,
-) -> None:  # fmt: skip
+    number: int,
+    environment: dict[str, str],
+    scontrol: int | None,
+    expected: tuple[int, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """`expected`: the exit code, words on stderr, and the calls of scontrol."""
+    code, words, calls = expected
     handlers = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     if scontrol is not None:
         (tmp_path / "scontrol").write_text(SCONTROL.format(folder=tmp_path, code=scontrol))

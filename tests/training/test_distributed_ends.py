@@ -64,7 +64,7 @@ def test_only_rank_0_prints_and_writes(finished: Process, data: LabDataModule, t
 
 
 def test_ranks_continue_what_a_single_process_began(interrupted: Trainer, finished: Process) -> None:
-    """On CPUs each rank normalizes over its part of a batch, so that ranks that start anew have another loss."""
+    """On CPUs each rank normalizes over its part of a batch, so that ranks that start again have another loss."""
     losses = [read_checkpoint(output(finished), TASKS[1], epoch)["history"]["train_mse"] for epoch in SNAPSHOTS]
     assert [len(history) for history in losses] == list(SNAPSHOTS)
     assert [history[0] for history in losses] == interrupted.history["train_mse"] * 2

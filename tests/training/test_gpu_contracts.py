@@ -12,7 +12,6 @@ from torch import Tensor
 
 import colorize
 import main
-from deepcolor.data import dataset
 from deepcolor.data.batches import EvaluationBatches, TrainingBatches
 from deepcolor.data.dataset import LabDataModule
 from deepcolor.sweep.sweep import Sweep
@@ -22,7 +21,7 @@ from deepcolor.training.cuda_graph import CudaGraphStep
 from deepcolor.training.optimizer import build_optimizer
 from deepcolor.training.paths import RunPaths
 from deepcolor.training.trainer import Trainer
-from utils import Utils
+from utils import Utils, free_gpu_memory
 
 TWO_RUNS = [*SHORT, "--lr", "0.003", "0.001", "--jobs", "1"]
 LOST = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nmore about it")
@@ -104,7 +103,7 @@ def test_evaluation_does_not_use_tf32(data: LabDataModule, tmp_path: Path) -> No
 def test_free_gpu_memory_counts_what_pytorch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"memory_reserved": 50, "memory_allocated": 20, "mem_get_info": (7, 80)}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert dataset.free_gpu_memory(torch.device("cuda")) == 37
+    assert free_gpu_memory(torch.device("cuda")) == 37
 
 
 def test_images_are_copied_to_the_gpu_once_per_process(
