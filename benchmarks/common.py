@@ -101,7 +101,7 @@ def prepared(images: Path | None) -> Iterator[Prepared]:
         if images is None:
             sample_photos.fill(folder)
         output = RunPaths(Path(temporary) / "output")
-        output.prepare()
+        output.prepare("fp32")
         start = time.monotonic()
         data = LabDataModule.load(folder, output.root)
         seconds = time.monotonic() - start

@@ -28,7 +28,7 @@ class PackageProcess(SideProcess):
         keep_freed_memory()
         # A folder per process, because several can train the same run here.
         self.sweep = replace(sweep, paths=RunPaths(sweep.paths.root / f"worker-{os.getpid()}"))
-        self.sweep.paths.prepare()
+        self.sweep.paths.prepare("fp32")
         self.number = number
         self.device = sweep.device
 

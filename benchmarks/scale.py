@@ -124,7 +124,7 @@ def measure(count: int) -> dict[str, object]:
         folder, output = Path(temporary) / "images", Path(temporary) / "output"
         write_photographs(folder, count)
         os.sync()  # so that the system does not write them while the runs are measured
-        RunPaths(output).prepare()
+        RunPaths(output).prepare("fp32")
         results: dict[str, object] = {"images": count}
         for run in RUNS:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
