@@ -10,6 +10,7 @@ from deepcolor.common.color import lab_to_srgb, lightness_to_gray
 from deepcolor.data.dataset import LabDataset
 from deepcolor.reporting.metrics import chroma_statistics, color_verdict, image_scores, mean_scores
 from deepcolor.reporting.plots import Triplet, triplet_picture, write_png
+from deepcolor.training import checkpoint, encoder_weights
 from deepcolor.training.distributed import SINGLE_PROCESS
 from deepcolor.training.trainer import Trainer
 
@@ -22,7 +23,16 @@ class ColorizerManager(Trainer):
         return Constants.OUTPUT_SCALES[self.training_run.activation]
 
     def build(self) -> nn.Module:
-        return Colorizer(self.config.feature_maps, self.training_run.activation, dropout=self.config.dropout)
+        config = self.config
+        activation = self.training_run.activation
+        network = Colorizer(config.feature_maps, activation, config.dropout, config.skip, config.encoder)
+        if config.init_from:
+            network.load_state_dict(checkpoint.load_usable(self.paths.initial_weights(config.init_from))["model"])
+        elif config.encoder == "mobilenet_v2":
+            encoder_weights.load(network.mobilenet)
+        if config.encoder == "mobilenet_v2":
+            network.mobilenet.requires_grad_(config.encoder_lr > 0)
+        return network
 
     def target(self, ab: Tensor) -> Tensor:
         return ab

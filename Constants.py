@@ -8,6 +8,7 @@ WEIGHT_DECAYS = [0, 1e-5, 1e-6]
 # --- What is trained -------------------------------------------------------------------------------
 NETWORKS = ["regressor", "colorizer"]
 ACTIVATIONS = ["sigmoid", "tanh"]  # last layer of the Colorizer
+ENCODERS = ["regressor", "mobilenet_v2"]  # of the Colorizer
 
 # (offset, scale) of a network's output y: ab = y * scale - offset, and the target is (ab + offset) / scale.
 OUTPUT_SCALES = {"sigmoid": (128, 255), "tanh": (0, 128)}
@@ -28,6 +29,8 @@ SEED = 0
 OPTIMIZER = "adam"
 SGD_MOMENTUM = 0.9
 DROPOUT = 0.0
+SKIP = False
+ENCODER_LR = 0.0  # of a pretrained encoder, as a fraction of the learning rate
 SCHEDULE = "constant"  # of the learning rate; "cosine" depends on the total number of epochs
 WARMUP_STEPS = 0  # steps of linear warm-up
 CROP_AREA = 0.6  # a random crop keeps at least this fraction of the area
@@ -44,6 +47,15 @@ RECIPES = {
         "schedule": ["cosine"],
         "warmup_steps": [100],
     },
+}
+
+# What --init-from sets, in the same form. Flags override it.
+FINE_TUNING = {
+    "lr": [0.0003],
+    "epoch": [30],
+    "weight_decay": [0],
+    "schedule": ["cosine"],
+    "warmup_steps": [20],
 }
 
 # --- The study of the feature maps (section 9 of the report) ---------------------------------------

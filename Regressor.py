@@ -39,6 +39,16 @@ class Regressor(nn.Module):
         """L (B,1,128,128) -> the last feature maps (B,C,2,2), after dropout."""
         return self.down(lightness)
 
+    def feature_pyramid(self, lightness: Tensor) -> list[Tensor]:
+        """L (B,1,128,128) -> the feature maps at 64, 32, 16, 8, 4 and 2 pixels, the last ones after dropout."""
+        found = []
+        x = lightness
+        for block in self.down[: Constants.LAYERS]:
+            x = block(x)
+            found.append(x)
+        found[-1] = self.down[Constants.LAYERS :](x)
+        return found
+
     def forward(self, lightness: Tensor) -> Tensor:
         return self.head(self.features(lightness).flatten(1))
 

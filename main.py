@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import argparse
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,7 @@ from deepcolor.sweep.sweep import Sweep
 from deepcolor.training.config import AT_LEAST_ONE, TrainConfig, TrainingRun, expand_grid
 from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext, check_batch_size, launch
 from deepcolor.training.paths import RunPaths
+from deepcolor.training.trained_colorizer import ARCHITECTURE, architecture, content_hash, load_colorizer
 from utils import Grid, UserError, Utils, format_value, seems_to_have_gpu
 
 
@@ -50,8 +51,9 @@ def parser() -> argparse.ArgumentParser:
     networks, activations = Constants.NETWORKS, Constants.ACTIVATIONS
     add("--images", metavar="DIR", type=Path, default=Path(Constants.IMAGES), help="photographs to learn from (data)")
     add("--output", metavar="DIR", type=Path, default=Path("."), help="where all results go (.)")
-    add("--network", nargs="+", choices=networks, default=networks, help="what to train (both)")
-    add("--activation", nargs="+", choices=activations, default=activations, help="of the Colorizer (both)")
+    add("--network", nargs="+", choices=networks, help="what to train (both)")
+    add("--activation", nargs="+", choices=activations, help="of the Colorizer (both)")
+    add("--init-from", metavar="FILE", type=Path, help="start from the weights of this colorizer checkpoint")
     add("--recipe", choices=Constants.RECIPES, default="report", help="report: as in the report; best: better colors")
     add("--device", choices=Constants.DEVICES, default="auto", help="auto: a GPU if there is one")
     add("--jobs", type=jobs, metavar="N", help="training runs at once (auto: what is fastest here)")
@@ -63,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("hyperparameters", "one or more values each; several are swept")
     group.add_argument("--epoch", nargs="+", type=AT_LEAST_ONE.parse, metavar="N", help="numbers of epochs (Table 1)")
     for field in fields(TrainConfig):
+        if field.metadata["flag"] is None:
+            continue
         rule, flag = field.metadata["rule"], field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
         names = [flag, "--seeds"] if field.name == "seed" else [flag]
         default = {"precision": "auto", "lr": "Table 1", "weight_decay": "Table 1"}.get(
@@ -78,18 +82,39 @@ def plan(options: argparse.Namespace, precision: str) -> list[TrainingRun]:
 
     A flag overrides the recipe, and the recipe overrides `Utils.get_hyperparameters()`.
     """
-    names = ["epoch", *(field.name for field in fields(TrainConfig))]
+    names = ["epoch", *(field.name for field in fields(TrainConfig) if field.metadata["flag"] is not None)]
     flags = {name: values for name in names if (values := getattr(options, name)) is not None}
     if "precision" in flags:
         flags["precision"] = [precision if value == "auto" else value for value in flags["precision"]]
     grid: Grid = Utils.get_hyperparameters()
+    networks, activations = options.network or Constants.NETWORKS, options.activation or Constants.ACTIVATIONS
     chosen = {**Constants.RECIPES[options.recipe], **flags}
+    if options.init_from:
+        settings, activation = initial_settings(options.init_from)
+        wanted = {**settings, "network": ["colorizer"], "activation": [activation]}
+        given = {**flags, "network": options.network, "activation": options.activation}
+        for name, value in wanted.items():
+            if given.get(name) not in (None, value):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} must be that of the checkpoint that --init-from names: omit {flag}")
+        networks, activations = wanted["network"], wanted["activation"]
+        chosen = {**Constants.FINE_TUNING, **settings, **flags}
     swept = {name: values for name, values in chosen.items() if name in grid.names or len(values) > 1}
     base = {name: values[0] for name, values in chosen.items() if name not in swept}
     grid = grid.replaced(swept)
     if options.study_feature_maps:
         grid = feature_map_study.grid(grid, flags)
-    return expand_grid(grid, {"precision": precision, **base}, options.network, options.activation)
+    return expand_grid(grid, {"precision": precision, **base}, networks, activations)
+
+
+def initial_settings(path: Path) -> tuple[dict[str, list], str]:
+    """Returns the hyperparameters that follow from the checkpoint of --init-from, and its activation.
+
+    Raises UserError if it is not a usable colorizer checkpoint.
+    """
+    _, content = load_colorizer(path)
+    settings = asdict(TrainConfig(**architecture(content), init_from=content_hash(path)))
+    return {name: [settings[name]] for name in (*ARCHITECTURE, "init_from")}, content["activation"]
 
 
 def load_images(options: argparse.Namespace) -> LabDataModule:
@@ -120,6 +145,8 @@ def train(options: argparse.Namespace, paths: RunPaths, runs: list[TrainingRun],
     device = context.local_device(Utils.get_device(options.device))
     check_batch_size(min(run.config.batch_size for run in runs), context)
     context.run_on_main(lambda: paths.prepare(Utils.get_precision("auto", device)))
+    if options.init_from:
+        context.run_on_main(lambda: paths.keep_initial_weights(options.init_from, runs[0].config.init_from))
     ignore_before = context.run_on_main(lambda: slurm.restart_time(paths.cache) if options.restart else 0.0)
     data = context.run_on_main(lambda: load_images(options))
     print(results.plan_lines(runs)[-1])

@@ -125,6 +125,8 @@ def format_value(value: object) -> str:
     for name, widths in Constants.NAMED_FEATURE_MAPS.items():
         if isinstance(value, tuple | list) and tuple(value) == widths:
             return name
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple | list):
         return ",".join(map(str, value))
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:

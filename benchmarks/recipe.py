@@ -83,7 +83,7 @@ def train(
 ) -> dict[str, object]:
     """Trains a variant and returns its metrics."""
     config = TrainConfig(**{"precision": Utils.get_precision("auto", device), **fields, "seed": seed})
-    torch.set_num_threads(available_cores() if Utils.is_wide(config.feature_maps) else 1)
+    torch.set_num_threads(available_cores() if config.is_wide else 1)
     manager = AveragedColorizerManager if AVERAGED in name else ColorizerManager
     run, result = TrainingRun("colorizer", "sigmoid", config, (epochs,)), Result()
     # Without the files of the variants before, which can have the same name.

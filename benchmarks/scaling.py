@@ -98,7 +98,7 @@ def rank_seconds(folder: Path, context: DistributedContext) -> int:
     keep_freed_memory()
     data, config, device = pickle.loads((folder / "task").read_bytes())
     device = context.local_device(device)
-    wide = Utils.is_wide(config.feature_maps)
+    wide = config.is_wide
     torch.set_num_threads(max(1, available_cores() // context.local_world_size) if wide else 1)
     run = TrainingRun("colorizer", "sigmoid", config, (1,))
     trainer = ColorizerManager(run, data.to(device), RunPaths(folder), device, Callbacks(), context=context)

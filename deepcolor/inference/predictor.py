@@ -10,8 +10,8 @@ import torch
 
 import Constants
 from Colorizer import Colorizer
-from deepcolor.training import checkpoint
 from deepcolor.training.paths import RunPaths
+from deepcolor.training.trained_colorizer import load_colorizer
 from utils import UserError
 
 
@@ -33,15 +33,12 @@ class Predictor:
         """
         is_sweep = path.is_dir()
         path = _best_checkpoint(path) if is_sweep else path
-        content = checkpoint.load_usable(path)
-        if content["network"] != "colorizer":
-            raise UserError(f"{path} is a {content['network']} checkpoint; pass a colorizer checkpoint")
+        network, content = load_colorizer(path)
         details = f"{content['activation']}, {content['epoch']} epochs"
         if is_sweep:
             details += f", val mse {content.get('metrics', {}).get('val_mse', math.nan):.6f}, best of the sweep"
-        network = _build_network(path, content).to(device).eval()
         scale = Constants.OUTPUT_SCALES[content["activation"]]
-        return cls(network, device, scale, path, f"{path} ({details})")
+        return cls(network.to(device).eval(), device, scale, path, f"{path} ({details})")
 
     @torch.inference_mode()
     def predict(self, lightness: np.ndarray) -> np.ndarray:
@@ -66,19 +63,3 @@ def _best_checkpoint(folder: Path) -> Path:
         find_best = f"run python3 main.py --report --output {folder} to find the best one"
         raise UserError(f"no {best}: {find_best}, or pass a checkpoint with --checkpoint")
     raise UserError(f"no trained colorizer below {folder}: train one (python3 main.py), or name one with --checkpoint")
-
-
-def _build_network(path: Path, content: dict) -> Colorizer:
-    """Returns the network that a checkpoint describes, with its weights. Raises UserError if they do not match."""
-    try:
-        if content["image_size"] != Constants.IMAGE_SIZE:
-            raise ValueError("another version")
-        with torch.device("meta"):  # without initial weights, which would be overwritten
-            network = Colorizer(content["feature_maps"], content["activation"])
-        network.load_state_dict({name: value.float() for name, value in content["model"].items()}, assign=True)
-        finite = all(value.isfinite().all() for value in network.state_dict().values())
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: its weights do not match the network that it describes") from error
-    if not finite:
-        raise UserError(f"{path} has weights that are not finite: its training diverged; pass another checkpoint")
-    return network

@@ -27,7 +27,7 @@ from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
 from deepcolor.training.paths import RunPaths
 from deepcolor.training.trainer import Trainer
 from Regressor_Manager import RegressorManager
-from utils import UserError, Utils, format_seconds
+from utils import UserError, format_seconds
 
 MANAGERS = {"regressor": RegressorManager, "colorizer": ColorizerManager}
 _WORTH_WORKERS = 20  # seconds of expected work below which starting processes costs more than it saves
@@ -105,9 +105,9 @@ class Sweep:
 
         Another number of threads changes the last bits of sums. A narrow network gains nothing from a second thread.
         """
-        if not Utils.is_wide(run.config.feature_maps):
+        if not run.config.is_wide:
             return 1
-        wide = sum(Utils.is_wide(other.config.feature_maps) for other in self.training_runs)
+        wide = sum(other.config.is_wide for other in self.training_runs)
         return max(1, available_cores() // self.context.local_world_size // wide)
 
     # --- Training ----------------------------------------------------------------------------------

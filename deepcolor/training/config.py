@@ -37,6 +37,13 @@ def _are_feature_maps(value: object) -> bool:
     return True
 
 
+def parse_switch(text: str) -> bool:
+    """ "on" -> True, "off" -> False. Raises ValueError for anything else."""
+    if text not in ("on", "off"):
+        raise ValueError(f"on or off, not '{text}'")
+    return text == "on"
+
+
 def one_of(*values: str) -> Rule:
     return Rule(str, lambda value: value in values, " or ".join(values))
 
@@ -47,11 +54,13 @@ FRACTION = Rule(float, lambda value: 0 < value <= 1, "above 0 and at most 1")
 PROBABILITY = Rule(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
 AT_LEAST_ONE = Rule(int, lambda value: _is_whole(value) and value >= 1, "a whole number of at least 1")
 AT_LEAST_ZERO = Rule(int, lambda value: _is_whole(value) and value >= 0, "a whole number of at least 0")
+SWITCH = Rule(parse_switch, lambda value: isinstance(value, bool), "on or off")
+HASH = Rule(str, lambda value: isinstance(value, str), "a hash")
 FEATURE_MAPS = Rule(parse_feature_maps, _are_feature_maps, f"one number or {Constants.LAYERS} numbers")
 
 
-def hyperparameter(default: object, rule: Rule, help: str, flag: str = "") -> object:
-    """A field of TrainConfig. `flag` names it on the command line; by default --name-of-the-field."""
+def hyperparameter(default: object, rule: Rule, help: str, flag: str | None = "") -> object:
+    """A field of TrainConfig. `flag` names it on the command line: "" for --name-of-the-field, None for no flag."""
     return field(default=default, metadata={"rule": rule, "help": help, "flag": flag})
 
 
@@ -72,6 +81,13 @@ class TrainConfig:
     feature_maps: int | tuple[int, ...] = hyperparameter(
         Constants.FEATURE_MAPS, FEATURE_MAPS, "maps of all layers, or six numbers with commas, or deep"
     )
+    encoder: str = hyperparameter(
+        Constants.ENCODERS[0], one_of(*Constants.ENCODERS), "of the Colorizer: regressor, or mobilenet_v2 (pretrained)"
+    )
+    encoder_lr: float = hyperparameter(
+        Constants.ENCODER_LR, NOT_NEGATIVE, "learning rate of a pretrained encoder, as a fraction of --lr; 0: frozen"
+    )
+    skip: bool = hyperparameter(Constants.SKIP, SWITCH, "skip connections from encoder to decoder: on or off")
     batch_size: int = hyperparameter(Constants.BATCH_SIZE, AT_LEAST_ONE, "images per step")
     augment_repeats: int = hyperparameter(
         Constants.AUGMENT_REPEATS, AT_LEAST_ONE, "passes over the images per epoch", flag="--copies"
@@ -85,6 +101,7 @@ class TrainConfig:
     warmup_steps: int = hyperparameter(Constants.WARMUP_STEPS, AT_LEAST_ZERO, "steps of linear learning-rate warm-up")
     crop_area: float = hyperparameter(Constants.CROP_AREA, FRACTION, "smallest area of a random crop")
     precision: str = hyperparameter("fp32", one_of("auto", "fp32", "bf16"), "of the training step: auto, fp32 or bf16")
+    init_from: str = hyperparameter("", HASH, "content hash of the weights from which training starts", flag=None)
 
     def __post_init__(self) -> None:
         maps = self.feature_maps
@@ -94,7 +111,12 @@ class TrainConfig:
         for each in fields(self):
             each.metadata["rule"].check(each.name, getattr(self, each.name))
         if self.precision == "auto":
-            object.__setattr__(self, "precision", "bf16" if Utils.is_wide(self.feature_maps) else "fp32")
+            object.__setattr__(self, "precision", "bf16" if self.is_wide else "fp32")
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether channels-last memory, bf16 and several threads make the network faster."""
+        return self.encoder != "regressor" or Utils.is_wide(self.feature_maps)
 
 
 def _parse(parse: Callable[[str], object], text: str) -> object:

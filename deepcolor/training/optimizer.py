@@ -1,7 +1,6 @@
 """The optimizer of a training run: its choice, its learning rate, and restoring its state."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +9,26 @@ import Constants
 from deepcolor.training.config import TrainConfig
 
 
-def build_optimizer(
-    config: TrainConfig, parameters: Sequence[nn.Parameter], device: torch.device
-) -> torch.optim.Optimizer:
-    """Returns the optimizer that `config.optimizer` names, in PyTorch's fused implementation."""
+def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """Returns the optimizer that `config.optimizer` names, in PyTorch's fused implementation.
+
+    It updates all parameters that require a gradient. Those of a pretrained encoder form a group of their own, whose
+    learning rate is multiplied by `config.encoder_lr`.
+    """
+    trainable = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    encoder = [each for name, each in trainable.items() if name.startswith("mobilenet.")]
+    others = [each for name, each in trainable.items() if not name.startswith("mobilenet.")]
+    groups = [{"params": others, "lr_factor": 1.0}]
+    if encoder:
+        groups.append({"params": encoder, "lr_factor": config.encoder_lr})
     on_gpu = device.type == "cuda"
-    # A captured CUDA graph reads the learning rate from the device.
-    rate = torch.tensor(float(config.lr), device=device) if on_gpu else config.lr
-    common = {"lr": rate, "weight_decay": config.weight_decay, "fused": True}
+    for group in groups:  # a captured CUDA graph reads the learning rate from the device
+        group["lr"] = torch.tensor(float(config.lr), device=device) if on_gpu else config.lr
+    common = {"weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=Constants.SGD_MOMENTUM, **common)
+        return torch.optim.SGD(groups, momentum=Constants.SGD_MOMENTUM, **common)
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return adam(parameters, capturable=on_gpu, **common)
+    return adam(groups, capturable=on_gpu, **common)
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
@@ -33,11 +40,12 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of every group to `rate`, times the factor of the group."""
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):
-            group["lr"].fill_(rate)  # in place, because a CUDA graph holds its address
+            group["lr"].fill_(rate * group["lr_factor"])  # in place, because a CUDA graph holds its address
         else:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_factor"]
 
 
 def restore_optimizer(
@@ -54,7 +62,7 @@ def restore_optimizer(
     Raises:
         ValueError: the state is not that of these parameters. PyTorch would not notice until it is used.
     """
-    parameters = optimizer.param_groups[0]["params"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if state.keys() != (set(range(len(parameters))) if stepped else set()):
         raise ValueError("not the optimizer state of these parameters")
     expected = _state_shapes(config)
@@ -68,8 +76,9 @@ def restore_optimizer(
 
 def _state_shapes(config: TrainConfig) -> dict[str, bool]:
     """Returns the names of an optimizer's state after a step, and whether each has the shape of its parameter."""
-    parameter = nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    optimizer = build_optimizer(config, [parameter], torch.device("cpu"))
+    model = nn.Linear(1, 1, bias=False)
+    parameter = model.weight
+    parameter.grad = torch.zeros(1, 1)
+    optimizer = build_optimizer(config, model, torch.device("cpu"))
     optimizer.step()
     return {name: value.shape == parameter.shape for name, value in optimizer.state[parameter].items()}

@@ -1,9 +1,10 @@
 """Where everything below `--output` lies."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
-from deepcolor.common.files import check_writable, remove_abandoned, try_lock
+from deepcolor.common.files import check_writable, remove_abandoned, try_lock, write_atomically
 from deepcolor.training.config import TrainingRun
 
 
@@ -36,6 +37,16 @@ class RunPaths:
     def best(self, network: str) -> Path:
         """The model with the lowest validation error of all combinations."""
         return self.checkpoints / f"best_{network}.pt"
+
+    def initial_weights(self, content_hash: str) -> Path:
+        """The copy of the checkpoint from which training starts; `content_hash` is that of the file."""
+        return self.checkpoints / f"init_{content_hash}.pt"
+
+    def keep_initial_weights(self, path: Path, content_hash: str) -> None:
+        """Copies the checkpoint from which training starts, so that training continues without it. Raises OSError."""
+        kept = self.initial_weights(content_hash)
+        if not kept.exists():
+            write_atomically(kept, lambda temporary: shutil.copyfile(path, temporary))
 
     def claim(self, training_run: TrainingRun) -> contextlib.AbstractContextManager[bool]:
         """Yields whether this process may train the run, which is whether no other process holds its lock.

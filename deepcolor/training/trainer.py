@@ -23,7 +23,7 @@ from deepcolor.training.distributed import SINGLE_PROCESS, DistributedContext
 from deepcolor.training.layers import optimize_for_cpu
 from deepcolor.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from deepcolor.training.paths import RunPaths
-from utils import Utils, is_finite, seed_for
+from utils import is_finite, seed_for
 
 
 @contextlib.contextmanager
@@ -75,8 +75,7 @@ class Trainer(ABC):
         self.data = data
         self.paths = paths
         self.device = device
-        wide = Utils.is_wide(config.feature_maps)
-        self.memory_format = torch.channels_last if wide else torch.contiguous_format
+        self.memory_format = torch.channels_last if config.is_wide else torch.contiguous_format
         self.callbacks = callbacks
         self.context = context
         self.batches = TrainingBatches(
@@ -117,8 +116,7 @@ class Trainer(ABC):
             model = optimize_for_cpu(model)
         self.model = distributed.convert_sync_batchnorm(model, self.device, self.context)
         self.parallel_model = distributed.wrap_ddp(self.model, self.device, self.context)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.config, parameters, self.device)
+        self.optimizer = build_optimizer(self.config, self.model, self.device)
         # A graph would have to capture NCCL's operations, and would repeat the same dropout mask.
         capture = self.device.type == "cuda" and self.context.world_size == 1 and not self.config.dropout
         self.run_step = CudaGraphStep(self.step) if capture else self.step
