@@ -136,8 +136,9 @@ def load_images(options: argparse.Namespace) -> LabDataModule:
 
 def gather(options: argparse.Namespace, paths: RunPaths, runs: list[TrainingRun], redraw: bool = False) -> str:
     """Writes Plots/ from what is finished, and returns the text to print. Raises UserError if nothing is."""
-    lines = results.gather(paths, redraw)
-    return "\n".join([*lines, *feature_map_study.gather(paths, runs)] if options.study_feature_maps else lines)
+    if options.study_feature_maps:
+        return "\n".join(feature_map_study.gather(paths, runs, redraw))
+    return "\n".join(results.gather(paths, redraw))
 
 
 def train(options: argparse.Namespace, paths: RunPaths, runs: list[TrainingRun], context: DistributedContext) -> int:

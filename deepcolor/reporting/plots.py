@@ -1,13 +1,14 @@
 """Images and plots: gray and colored PNGs, triplets, loss plots, the summary of a sweep."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -90,10 +91,24 @@ def loss_plot(path: Path, model: dict) -> None:
 def feature_maps_picture(path: Path, rows: Sequence[dict]) -> None:
     """Plots the test error by number of feature maps, one panel per network. Raises OSError.
 
-    Markers show the mean over the seeds, error bars the minimum and maximum. `rows` are those of feature_maps.csv.
+    `rows` are those of feature_maps.csv.
+    """
+    figure = Figure(figsize=_study_size(rows), dpi=Constants.DPI, layout="constrained")
+    _draw_study(figure, rows)
+    write_atomically(path, figure.savefig)
+
+
+def _study_size(rows: Sequence[dict]) -> tuple[float, float]:
+    """Returns the width and height of the panels of `_draw_study`, in inches."""
+    return 5.2 * len({row["network"] for row in rows}), 4
+
+
+def _draw_study(figure: FigureBase, rows: Sequence[dict]) -> None:
+    """Draws the test error by number of feature maps, with the mean color and, for the Regressor, the report's result.
+
+    Markers show the mean over the seeds, error bars the minimum and maximum.
     """
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    figure = Figure(figsize=(4.8 * len(networks), 3.8), dpi=Constants.DPI, layout="constrained")
     for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks):
         members = [row for row in rows if row["network"] == network]
         for activation, color, marker in zip(("", *Constants.ACTIVATIONS), (BLUE, BLUE, ORANGE), "oos"):
@@ -104,30 +119,55 @@ def feature_maps_picture(path: Path, rows: Sequence[dict]) -> None:
                 errors = np.abs(np.array([low, high]) - mean)
                 axes.errorbar(maps, mean, errors, color=color, marker=marker, capsize=3, label=activation or network)
         axes.axhline(members[0]["mean_color_mse"], color=GREEN, linestyle="--", linewidth=1, label="mean color")
+        if network == "regressor":  # the report gives no error for the Colorizer
+            axes.plot(*Constants.REPORTED_BEST, "*", color=ORANGE, markersize=11, label="the report, on its own images")
         axes.set_xlabel("feature maps per layer")
-        axes.set_ylabel(MSE_LABEL)
+        axes.set_ylabel(f"Test {MSE_LABEL}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title(network.capitalize(), fontsize=10)
+        axes.ticklabel_format(axis="y", scilimits=(0, 0), useMathText=True)
+        title = "Regressor: mean a and b of an image" if network == "regressor" else "Colorizer: a and b of every pixel"
+        axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
-    seeds = max(row["seeds"] for row in rows)
-    figure.suptitle(f"Error on the test images: mean, minimum and maximum of {seeds} seeds", fontsize=10)
-    write_atomically(path, figure.savefig)
+    fewest, most = (choose(row["seeds"] for row in rows) for choose in (min, max))
+    seeds = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
+    figure.suptitle(f"Number of feature maps: mean, minimum and maximum of {seeds}", fontsize=10)
 
 
-def summary_picture(path: Path, rows: Sequence[dict], best: dict[tuple[str, str], dict]) -> None:
-    """Draws the validation error of every combination as heat maps of learning rate and epochs. Raises OSError.
+def summary_picture(
+    path: Path, rows: Sequence[dict], best: dict[tuple[str, str], dict], study: Sequence[dict] = ()
+) -> None:
+    """Draws the validation error of every combination, and below it the study of the feature maps. Raises OSError.
 
-    One row of panels per network and activation, one column per weight decay. A cell shows the root mean square error;
-    if further hyperparameters were swept, the lowest one. A frame and a star mark the best combination of each row.
+    If there is a study of a single combination, its error is drawn by number of feature maps only.
 
     Args:
         path: the PNG file.
         rows: the rows of results.csv.
         best: (network, activation) -> the best of its rows.
+        study: the rows of feature_maps.csv, if this was a study.
+    """
+    parts = []
+    if not study or len({(row["lr"], row["epoch"], row["weight_decay"]) for row in rows}) > 1:
+        size = 1.6 + 2.9 * len({row["weight_decay"] for row in rows}), 0.9 + 2.5 * len(best)
+        parts.append((size, partial(_draw_heat_maps, rows=rows, best=best)))
+    if study:
+        parts.append((_study_size(study), partial(_draw_study, rows=study)))
+    widths, heights = zip(*(size for size, _ in parts))
+    figure = Figure(figsize=(max(widths), sum(heights)), dpi=Constants.DPI, layout="constrained")
+    subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for subfigure, (_, draw) in zip(subfigures, parts):
+        draw(subfigure)
+    write_atomically(path, figure.savefig)
+
+
+def _draw_heat_maps(figure: FigureBase, rows: Sequence[dict], best: dict[tuple[str, str], dict]) -> None:
+    """Draws the validation error of every combination as heat maps of learning rate and epochs.
+
+    One row of panels per network and activation, one column per weight decay. A cell shows the root mean square error;
+    if further hyperparameters were swept, the lowest one. A frame and a star mark the best combination of each row.
     """
     decays = sorted({row["weight_decay"] for row in rows})
-    figure = Figure(figsize=(1.6 + 2.9 * len(decays), 0.9 + 2.5 * len(best)), dpi=Constants.DPI, layout="constrained")
     grid = figure.subplots(len(best), len(decays), squeeze=False)
     for panels, (task, winner) in zip(grid, best.items()):
         members = [row for row in rows if (row["network"], row["activation"]) == task]
@@ -150,7 +190,6 @@ def summary_picture(path: Path, rows: Sequence[dict], best: dict[tuple[str, str]
         panels[0].set_ylabel(f"{' '.join(task).strip()}\nlearning rate")
         figure.colorbar(image, ax=list(panels), label="validation RMSE\n(Lab units)", shrink=0.9)
     figure.suptitle("Validation error of every combination (star: the best of its row)", fontsize=10)
-    write_atomically(path, figure.savefig)
 
 
 def _heat_map(axes: Axes, values: np.ndarray, labels: np.ndarray, low: float, high: float) -> AxesImage:

@@ -38,12 +38,13 @@ _COLORIZER_CELLS = {
 }
 
 
-def gather(paths: RunPaths, redraw: bool = False) -> list[str]:
+def gather(paths: RunPaths, redraw: bool = False, study: Sequence[dict] = ()) -> list[str]:
     """Writes results.csv, summary.png and the best checkpoints from all finished models.
 
     Args:
         paths: the output folder.
         redraw: draw the loss plots too.
+        study: the rows of feature_maps.csv, which summary.png shows too.
 
     Returns:
         The lines to print: remarks, the best Regressor's two numbers for each test image, and the ranked tables.
@@ -67,7 +68,7 @@ def gather(paths: RunPaths, redraw: bool = False) -> list[str]:
     write_best(paths, models)
     best = best_of_each(rows)
     if best:
-        summary_picture(paths.plots / "summary.png", rows, best)
+        summary_picture(paths.plots / "summary.png", rows, best, study)
     if redraw:
         for model in models:
             loss_plot(paths.plot(model["network"], model["activation"], model["run"], "loss.png"), model)

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import Constants
 from deepcolor.common.files import write_csv
+from deepcolor.reporting import results
 from deepcolor.reporting.plots import feature_maps_picture
 from deepcolor.reporting.results import has_finite_error
 from deepcolor.training.checkpoint import load_model
@@ -34,8 +35,18 @@ def grid(base: Grid, flags: Mapping[str, list]) -> Grid:
     return Grid({**first, "feature_maps": Constants.STUDY_FEATURE_MAPS, "seed": seeds})
 
 
-def gather(paths: RunPaths, training_runs: Sequence[TrainingRun]) -> list[str]:
-    """Writes feature_maps.csv and feature_maps.png from the finished models and returns the lines to print.
+def gather(paths: RunPaths, training_runs: Sequence[TrainingRun], redraw: bool = False) -> list[str]:
+    """Does what `results.gather` does, and adds the study.
+
+    feature_maps.csv and feature_maps.png show the finished models of the study, and summary.png shows them too.
+
+    Args:
+        paths: the output folder.
+        training_runs: those of the study.
+        redraw: draw the loss plots too.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: no model of the study is finished.
@@ -49,7 +60,8 @@ def gather(paths: RunPaths, training_runs: Sequence[TrainingRun]) -> list[str]:
     write_csv(paths.plots / "feature_maps.csv", list(rows[0]), rows)
     feature_maps_picture(paths.plots / "feature_maps.png", rows)
     unfinished = len(training_runs) - len(models)
-    return [*_lines(rows), *([f"{unfinished} training runs of the study are not finished"] if unfinished else [])]
+    lines = [*results.gather(paths, redraw, rows), *_lines(rows)]
+    return [*lines, *([f"{unfinished} training runs of the study are not finished"] if unfinished else [])]
 
 
 def to_rows(models: Sequence[dict]) -> list[dict]:
@@ -96,5 +108,15 @@ def _lines(rows: Sequence[dict]) -> list[str]:
         best_lines.append(
             f"Best {name}: {best['feature_maps']} maps (by the validation images), test mse {best['test_mse_mean']:.6f}"
         )
+    return [*lines, *best_lines, _comparison_with_report(rows)]
+
+
+def _comparison_with_report(rows: Sequence[dict]) -> str:
+    """Returns a line that compares the Regressor's error with the report's."""
     maps, mse = Constants.REPORTED_BEST
-    return [*lines, *best_lines, f"The report found {maps} maps, Regressor mse {mse:.6f}, on its own images."]
+    reported = f"The report's best: {maps} maps, with a Regressor mse of {mse:.6f} on its own test images."
+    row = next((row for row in rows if (row["network"], row["feature_maps"]) == ("regressor", maps)), None)
+    if row is None:
+        return f"{reported} It gives no error for the Colorizer."
+    here = f"The Regressor with {maps} maps has {row['test_mse_mean']:.6f} here"
+    return f"{reported} {here}, and the mean color {row['mean_color_mse']:.6f}."

@@ -41,9 +41,12 @@ def test_study_aggregates_each_number_of_maps_over_its_seeds(
         assert found == pytest.approx([np.mean(mse), min(mse), max(mse), np.std(mse, ddof=1)])
         val_mse[maps] = np.mean([each["val_mse"] for each in metrics])
     assert f"Best regressor: {min(val_mse, key=val_mse.get)} maps" in printed
-    assert "report found 3 maps, Regressor mse 0.000263" in printed
-    with Image.open(tmp_path / "Plots/feature_maps.png") as image:
-        assert min(image.size) > 400
+    report = "The report's best: 3 maps, with a Regressor mse of 0.000263 on its own test images. "
+    ours = f"The Regressor with 3 maps has {float(rows[0]['test_mse_mean']):.6f} here"
+    assert f"{report}{ours}, and the mean color {float(rows[0]['mean_color_mse']):.6f}." in printed
+    for name in ("feature_maps", "summary"):
+        with Image.open(tmp_path / f"Plots/{name}.png") as image:
+            assert min(image.size) > 400
     # --report writes the same again from the checkpoints.
     (tmp_path / "Plots/feature_maps.csv").unlink()
     assert main.main([*command, "--report"]) == 0
