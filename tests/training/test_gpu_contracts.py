@@ -150,7 +150,7 @@ def test_the_learning_rate_on_a_gpu_is_a_float(monkeypatch: pytest.MonkeyPatch) 
     """PyTorch makes an integer tensor of an integer, which cannot hold the rates of a schedule."""
     original = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda value, device: original(value))
-    optimizer = build_optimizer(TrainConfig(lr=1), [torch.nn.Parameter(torch.zeros(1))], Mock(type="cuda"))
+    optimizer = build_optimizer(TrainConfig(lr=1), torch.nn.Linear(1, 1), Mock(type="cuda"))
     assert optimizer.param_groups[0]["lr"].dtype == torch.float32
 
 

@@ -146,7 +146,8 @@ def test_a_snapshot_that_is_added_later_is_the_separately_trained_model(
 
 
 CHANGES = dict(lr=0.01, weight_decay=0.1, feature_maps=4, batch_size=5, augment_repeats=2, seed=1, optimizer="sgd")
-CHANGES |= dict(dropout=0.5, schedule="cosine", warmup_steps=3, crop_area=0.9, precision="bf16")
+CHANGES |= dict(dropout=0.5, schedule="cosine", warmup_steps=3, crop_area=0.9, precision="bf16", skip=True)
+CHANGES |= dict(encoder="mobilenet_v2", encoder_lr=0.1, init_from="0123456789abcdef")
 
 
 def test_other_hyperparameters_start_from_the_beginning_and_are_reported_once(
