@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from deepcolor.common.files import check_writable, remove_abandoned
 from deepcolor.common.system import available_cores, keep_freed_memory
 from deepcolor.data.image_io import Photo
 from deepcolor.inference.full_resolution import colorize_photo
-from deepcolor.inference.pipeline import color_files, start_early
+from deepcolor.inference.pipeline import color_file, color_files, start_early
 from deepcolor.inference.tasks import ColorizeTask, find_tasks
 from utils import Utils
 
@@ -95,7 +95,7 @@ def _to_photo(array: np.ndarray) -> Photo:
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser("colorize.py", description="Colors photographs.")
     add = parser.add_argument
-    add("photos", nargs="+", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
+    add("photos", nargs="*", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
     add(
         "--checkpoint",
         metavar="FILE",
@@ -107,50 +107,98 @@ def parser() -> argparse.ArgumentParser:
     # Starting CUDA takes longer than a thousand photographs take on the CPU.
     add("--device", choices=Constants.DEVICES, default="cpu", help="auto: a GPU if there is one (cpu)")
     add("--overwrite", action="store_true", help="replace colored pictures that exist")
+    add("--export", metavar="FILE", type=Path, help="write the network as an ONNX file, instead of coloring")
+    add("--score", action="store_true", help="compare with the photographs' own colors: writes scores.csv instead")
     return parser
 
 
-def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
-    """Colors photographs, prints the failures, and returns how many were colored."""
-    alone = len(todo) == 1
+def process(tasks: list[ColorizeTask], options: argparse.Namespace, work: Callable, verb: str) -> tuple:
+    """Calls `work` for each photograph and prints the failures. Returns the model and the results of the others."""
+    alone = len(tasks) == 1
     if not alone:
         start_early()
-    for folder in {task.target.parent for task in todo}:
-        remove_abandoned(folder)
     model = load(options.checkpoint, options.device)
     model.use_one_thread()  # for the same result as in a worker process
     print(f"with {printable(model.description)}", flush=True)
-    colored = 0
+    results = []
     tqdm.set_lock(threading.RLock())  # the default is a semaphore of the system, which exit_now would leave behind
     seconds = 0.2 if sys.stderr.isatty() else 30  # between updates
-    with tqdm(total=len(todo), desc="coloring", unit=" photos", leave=False, disable=alone, mininterval=seconds) as bar:
-        for task, failure in color_files(todo, model):
-            if failure:
-                bar.write(f"colorize.py: cannot color {printable(task.source)}: {failure}", sys.stderr)
-            colored += not failure
+    with tqdm(
+        total=len(tasks),
+        desc=f"{verb.removesuffix('e')}ing",
+        unit=" photos",
+        leave=False,
+        disable=alone,
+        mininterval=seconds,
+    ) as bar:
+        for task, result in color_files(tasks, model, work):
+            if result and isinstance(result, str):
+                bar.write(f"colorize.py: cannot {verb} {printable(task.source)}: {result}", sys.stderr)
+            else:
+                results.append(result)
             bar.update()
+    return model, results
+
+
+def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
+    """Colors photographs and returns how many were colored."""
+    for folder in {task.target.parent for task in todo}:
+        remove_abandoned(folder)
+    colored = len(process(todo, options, color_file, "color")[1])
     if colored:
         where = f"below {printable(options.output)}" if options.output else "beside the photographs"
-        print(f"colored {colored} of {len(todo)}: {printable(todo[0].target) if alone else where}")
+        print(f"colored {colored} of {len(todo)}: {printable(todo[0].target) if len(todo) == 1 else where}")
     return colored
+
+
+def score_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
+    """Colors photographs from their L* alone, compares the results with them, and returns how many were scored."""
+    from deepcolor.inference import scores
+
+    model, rows = process(todo, options, scores.score_file, "score")
+    if rows:
+        table = scores.to_table(rows, model.mean_ab)
+        path = (options.output or Path()) / "scores.csv"
+        print("\n".join(scores.table_lines(table)))
+        scores.write_table(path, table)
+        guess = "its training images" if model.mean_ab else "these photographs"
+        print(f"scored {len(rows)} of {len(todo)}: {printable(path)}; mean color: that of {guess}")
+    return len(rows)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes the network as an ONNX file and returns the exit code. Raises UserError."""
+    from deepcolor.inference import onnx_export
+
+    onnx_export.check_export(options.export)
+    model = load(options.checkpoint)
+    print(f"with {printable(model.description)}", flush=True)
+    difference = onnx_export.export(model, options.export)
+    print(f"wrote {printable(options.export)}: L (N,1,128,128) -> ab (N,2,128,128), both in Lab units")
+    print(f"onnxruntime differs from PyTorch by at most {difference:.1e} in ab")
+    return 0
 
 
 def run(options: argparse.Namespace) -> int:
     """Does what the flags ask for and returns the exit code. Raises UserError, Interrupted."""
+    if options.export:
+        return export(options)
     if options.output:
         check_writable(options.output, options.output)
-    tasks = find_tasks(options.photos, options.output, options.overwrite)
+    tasks = find_tasks(options.photos, options.output, options.overwrite or options.score)
     kept = [f"{printable(path)} exists and is kept; use --overwrite to replace it" for path in tasks.kept]
     for line in tasks.problems + kept:
         print(f"colorize.py: {line}", file=sys.stderr)
-    colored = color_all(tasks.todo, options) if tasks.todo else 0
-    if not (colored or kept):
+    done = (score_all if options.score else color_all)(tasks.todo, options) if tasks.todo else 0
+    if not (done or kept):
         return 2
-    return 0 if colored == len(tasks.todo) and not tasks.problems else 1
+    return 0 if done == len(tasks.todo) and not tasks.problems else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if bool(options.photos) == bool(options.export):
+        parser().error("either PHOTO_OR_FOLDER or --export is required, and not both")
     keep_freed_memory()
     return cli.run("colorize.py", lambda: run(options), options.output or ".")
 

@@ -29,6 +29,7 @@ STAGES = (
 INFERENCE_USES = (
     *("Constants", "utils", "deepcolor.common", "deepcolor.data", "Regressor", "Colorizer", "deepcolor.inference"),
     *("deepcolor.training.checkpoint", "deepcolor.training.trained_colorizer", "deepcolor.training.paths"),
+    "deepcolor.reporting.metrics",
 )
 
 

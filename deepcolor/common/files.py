@@ -21,16 +21,17 @@ _ABANDONED_SECONDS = 3600
 _TOKEN_BYTES = 8  # of the random part of temporary names
 
 
-def check_writable(folder: Path, output: Path) -> None:
-    """Creates a folder at or below `output` and checks that files can be written there. Raises UserError if not."""
+def check_writable(folder: Path, output: Path, flag: str = "--output") -> None:
+    """Creates a folder at or below `output` and checks that files can be written there. Raises UserError if not.
+
+    `flag` names the folder on the command line.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write below {output}: {error.strerror}; choose another folder with --output"
-        ) from error
+        raise UserError(f"cannot write below {output}: {error.strerror}; choose another folder with {flag}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:

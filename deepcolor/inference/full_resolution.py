@@ -23,10 +23,15 @@ class ModelInput(NamedTuple):
     valid_region: tuple[slice, slice]  # rows and columns of the photograph; the rest is padding
 
 
-def colorize_photo(predictor: "Predictor", photo: Photo, threads: int = 1) -> Image.Image:
+def colorize_photo(predictor: "Predictor", photo: Photo, threads: int = 1, saturation: float = 1.0) -> Image.Image:
     """Returns the photograph in predicted colors, at its own size: mode "RGB", or "RGBA" if it has alpha."""
     seen = model_input(photo)
-    return join(photo, seen, predictor.predict(seen.lightness), threads)
+    return join(photo, seen, predict_ab(predictor, seen.lightness, saturation), threads)
+
+
+def predict_ab(predictor: "Predictor", lightness: np.ndarray, saturation: float) -> np.ndarray:
+    """L*/100 (128,128) or (N,128,128) -> ab (2,128,128) or (N,2,128,128) in Lab units, multiplied by `saturation`."""
+    return predictor.predict(lightness) * np.float32(saturation)
 
 
 def model_input(photo: Photo, side: int = Constants.IMAGE_SIZE) -> ModelInput:
@@ -46,9 +51,7 @@ def model_input(photo: Photo, side: int = Constants.IMAGE_SIZE) -> ModelInput:
 def join(photo: Photo, seen: ModelInput, ab: np.ndarray, threads: int = 1) -> Image.Image:
     """Joins the photograph's L* with the colors `ab` predicted for `seen`: (2,side,side) float32 in Lab units."""
     width, height = photo.color.size
-    planes = [Image.fromarray(np.ascontiguousarray(plane[seen.valid_region])) for plane in ab]
-    # Bicubic interpolation is separable: enlarge the columns once, and the rows strip by strip.
-    planes = [plane.resize((width, plane.height), Image.Resampling.BICUBIC) for plane in planes]
+    planes = _enlarge_columns(ab, seen, width)
     colored = Image.new("RGB", photo.color.size)
     rows = max(1, _STRIP_PIXELS // width)
 
@@ -68,6 +71,24 @@ def join(photo: Photo, seen: ModelInput, ab: np.ndarray, threads: int = 1) -> Im
     if photo.alpha:
         colored.putalpha(photo.alpha)
     return colored
+
+
+def enlarge_ab(ab: np.ndarray, seen: ModelInput, size: tuple[int, int]) -> np.ndarray:
+    """Returns the colors of a photograph of (width, height) pixels: (2,height,width) float32 in Lab units.
+
+    `ab` is predicted for `seen`. These are the colors that `join` combines with the photograph's L*.
+    """
+    width, height = size
+    return np.stack([_enlarge_rows(plane, 0, height, height) for plane in _enlarge_columns(ab, seen, width)])
+
+
+def _enlarge_columns(ab: np.ndarray, seen: ModelInput, width: int) -> list[Image.Image]:
+    """Returns the planes of a and b without padding, enlarged to `width` columns.
+
+    Bicubic interpolation is separable: the columns are enlarged once, and the rows strip by strip.
+    """
+    planes = [Image.fromarray(np.ascontiguousarray(plane[seen.valid_region])) for plane in ab]
+    return [plane.resize((width, plane.height), Image.Resampling.BICUBIC) for plane in planes]
 
 
 def _enlarge_rows(plane: Image.Image, top: int, bottom: int, height: int) -> np.ndarray:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from deepcolor.inference.predictor import Predictor
 
-Result = tuple[ColorizeTask, str]  # a task, and why it failed or ""
+Result = tuple[ColorizeTask, str | dict]  # a task, and why it failed, or its result: "" or the scores
 
 _PRELOAD = ("torch",)
 _BYTES_PER_WORKER = 1 << 30
@@ -45,11 +45,11 @@ _SRGB = PngInfo()
 _SRGB.add(b"sRGB", b"\0")  # names the color space
 
 
-def color_file(task: ColorizeTask, load: Callable[[], "Predictor"], threads: int) -> str:
+def color_file(task: ColorizeTask, load: Callable[[], "Predictor"], threads: int, saturation: float = 1.0) -> str:
     """Colors one photograph with the predictor that `load` returns. Returns why it failed, or ""."""
     try:
         photo = read_photo(open_image(read_file(task.source, task.root)))
-        colored = colorize_photo(load(), photo, threads)
+        colored = colorize_photo(load(), photo, threads, saturation)
         # Fast rather than small: run-length encoding saves as much in a photograph as a search for repetitions.
         options = {"format": "PNG", "pnginfo": _SRGB, "compress_level": 1, "compress_type": zlib.Z_RLE}
         # Not durable: waiting for the disk takes longer than coloring, and the picture can be made again.
@@ -63,20 +63,22 @@ def color_file(task: ColorizeTask, load: Callable[[], "Predictor"], threads: int
     return ""
 
 
-def color_files(tasks: Sequence[ColorizeTask], predictor: "Predictor") -> Iterator[Result]:
-    """Colors photographs, several in parallel, and yields each result when it is ready.
+def color_files(
+    tasks: Sequence[ColorizeTask], predictor: "Predictor", work: Callable[..., str | dict] = color_file
+) -> Iterator[Result]:
+    """Calls `work(task, load, threads)` for photographs, several in parallel, and yields each result when it is ready.
 
     A photograph that kills its process is reported as failed, and the others are colored. Raises Interrupted after a
     stop signal; the pictures written so far are complete.
     """
     cores = available_cores()
     if len(tasks) == 1:  # a thread starts faster than a process. Without it, signals would wait for the decoder.
-        yield tasks[0], ThreadPoolExecutor(1).submit(color_file, tasks[0], lambda: predictor, cores).result()
+        yield tasks[0], ThreadPoolExecutor(1).submit(work, tasks[0], lambda: predictor, cores).result()
         return
     memory = min(available_memory(), free_gpu_memory(predictor.device))
     workers = max(1, min(cores, int(memory // _BYTES_PER_WORKER), len(tasks)))
     load = functools.partial(_load_once, predictor.path, predictor.device)
-    color = functools.partial(color_file, load=load, threads=max(1, cores // workers))
+    color = functools.partial(work, load=load, threads=max(1, cores // workers))
     waiting = deque(tasks)
     with StopFlag() as stop:
         while waiting:
@@ -87,10 +89,10 @@ def color_files(tasks: Sequence[ColorizeTask], predictor: "Predictor") -> Iterat
 
 
 def _run_pool(
-    workers: int, color: Callable[[ColorizeTask], str], waiting: deque[ColorizeTask], stop: StopFlag
+    workers: int, color: Callable[[ColorizeTask], str | dict], waiting: deque[ColorizeTask], stop: StopFlag
 ) -> Generator[Result, None, list[ColorizeTask]]:
     """Colors `waiting` until it is empty or a worker dies. Returns the tasks that the workers then had."""
-    running: dict[Future[str], ColorizeTask] = {}
+    running: dict[Future[str | dict], ColorizeTask] = {}
     with _worker_pool(workers) as pool, contextlib.suppress(BrokenProcessPool):
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # each worker has one in work and one ready
@@ -101,8 +103,8 @@ def _run_pool(
             if stop.signal:
                 raise Interrupted(stop.signal)
             for future in done:
-                failure = future.result()
-                yield running.pop(future), failure
+                result = future.result()
+                yield running.pop(future), result
     return list(running.values())
 
 

@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import Constants
 from Colorizer import Colorizer
@@ -24,6 +25,7 @@ class Predictor:
     output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES
     path: Path  # the checkpoint
     description: str  # one line about it
+    mean_ab: tuple[float, float] | None = None  # of its training images, in Lab units; older checkpoints do not have it
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Self:
@@ -38,14 +40,20 @@ class Predictor:
         if is_sweep:
             details += f", val mse {content.get('metrics', {}).get('val_mse', math.nan):.6f}, best of the sweep"
         scale = Constants.OUTPUT_SCALES[content["activation"]]
-        return cls(network.to(device).eval(), device, scale, path, f"{path} ({details})")
+        mean_ab = tuple(content.get("metrics", {}).get(key) for key in ("train_mean_a", "train_mean_b"))
+        return cls(network.to(device).eval(), device, scale, path, f"{path} ({details})", None if None in mean_ab else mean_ab)
+
+    def forward(self, lightness: Tensor) -> Tensor:
+        """L*/100 (N,1,128,128) -> ab (N,2,128,128) in Lab units, on the network's device."""
+        offset, scale = self.output_scale
+        return self.network(lightness) * scale - offset
 
     @torch.inference_mode()
     def predict(self, lightness: np.ndarray) -> np.ndarray:
-        """L*/100 (128,128) -> ab (2,128,128) in Lab units, both float32."""
-        offset, scale = self.output_scale
-        output = self.network(torch.from_numpy(lightness)[None, None].to(self.device))
-        return output[0].cpu().mul(scale).sub(offset).numpy()
+        """L*/100 (128,128) or (N,128,128) -> ab (2,128,128) or (N,2,128,128) in Lab units, all float32."""
+        batch = torch.from_numpy(lightness).reshape(-1, 1, *lightness.shape[-2:])
+        ab = self.forward(batch.to(self.device)).cpu().numpy()
+        return ab if lightness.ndim == 3 else ab[0]
 
     @staticmethod
     def use_one_thread() -> None:

@@ -263,6 +263,7 @@ class Trainer(ABC):
         metrics: dict[str, object] = {
             "status": "diverged" if self.diverged else "done",
             **self.baselines(self.data.test),
+            **dict(zip(("train_mean_a", "train_mean_b"), self.data.mean_ab)),
         }
         if self.diverged:
             metrics["diverged_epoch"] = self.diverged
