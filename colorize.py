@@ -2,6 +2,7 @@
 
     python3 colorize.py grandma.jpg               # writes grandma_color.png beside it
     python3 colorize.py album --output colored    # all photographs in a folder
+    python3 colorize.py clip.mp4                  # writes clip_color.mp4, with its sound
     python3 colorize.py --help                    # all flags
 
     from colorize import colorize, load
@@ -18,7 +19,8 @@ if __name__ == "__main__":
 import argparse
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ from deepcolor.common import cli
 from deepcolor.common.cli import printable
 from deepcolor.common.files import check_writable, remove_abandoned
 from deepcolor.common.system import available_cores, keep_freed_memory
-from deepcolor.data.image_io import Photo
+from deepcolor.data.image_io import Photo, Unreadable
 from deepcolor.inference.full_resolution import colorize_photo
 from deepcolor.inference.pipeline import color_file, color_files, start_early
 from deepcolor.inference.tasks import ColorizeTask, find_tasks
@@ -77,6 +79,17 @@ def colorize(model: "Predictor", photos: np.ndarray | Sequence[np.ndarray]) -> n
     return [np.array(colorize_photo(model, photo, available_cores())) for photo in checked]
 
 
+def colorize_frames(model: "Predictor", frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Colors the frames of a clip, with colors that do not flicker. Yields the colored frames in order.
+
+    The frames are arrays as in `colorize`, of the same size. About 30 of them are in memory at a time.
+    """
+    from deepcolor.inference import video
+
+    for _, colored in video.colorize_frames(model, ((None, _to_photo(frame)) for frame in frames)):
+        yield np.array(colored)
+
+
 def _to_photo(array: np.ndarray) -> Photo:
     gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
     color = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
@@ -95,7 +108,7 @@ def _to_photo(array: np.ndarray) -> Photo:
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser("colorize.py", description="Colors photographs.")
     add = parser.add_argument
-    add("photos", nargs="*", metavar="PHOTO_OR_FOLDER", help="photographs, folders, or patterns in quotes")
+    add("photos", nargs="*", metavar="PHOTO_OR_FOLDER", help="photographs, clips, folders, or patterns in quotes")
     add(
         "--checkpoint",
         metavar="FILE",
@@ -122,7 +135,7 @@ def process(tasks: list[ColorizeTask], options: argparse.Namespace, work: Callab
     print(f"with {printable(model.description)}", flush=True)
     results = []
     tqdm.set_lock(threading.RLock())  # the default is a semaphore of the system, which exit_now would leave behind
-    seconds = 0.2 if sys.stderr.isatty() else 30  # between updates
+    seconds = progress_seconds()
     with tqdm(
         total=len(tasks),
         desc=f"{verb.removesuffix('e')}ing",
@@ -141,14 +154,41 @@ def process(tasks: list[ColorizeTask], options: argparse.Namespace, work: Callab
 
 
 def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
-    """Colors photographs and returns how many were colored."""
+    """Colors photographs and then clips, and returns how many were colored."""
     for folder in {task.target.parent for task in todo}:
         remove_abandoned(folder)
-    colored = len(process(todo, options, color_file, "color")[1])
+    photos, clips = ([task for task in todo if task.is_video == is_video] for is_video in (False, True))
+    colored = len(process(photos, options, color_file, "color")[1]) if photos else 0
     if colored:
         where = f"below {printable(options.output)}" if options.output else "beside the photographs"
-        print(f"colored {colored} of {len(todo)}: {printable(todo[0].target) if len(todo) == 1 else where}")
+        print(f"colored {colored} of {len(photos)}: {printable(photos[0].target) if len(photos) == 1 else where}")
+    return colored + (color_clips(clips, options) if clips else 0)
+
+
+def color_clips(clips: list[ColorizeTask], options: argparse.Namespace) -> int:
+    """Colors clips and returns how many were colored as a whole."""
+    from deepcolor.inference import video
+
+    video.check_installed()
+    model = load(options.checkpoint, options.device)
+    model.use_one_thread()  # other threads join colors and encode
+    print(f"with {printable(model.description)}", flush=True)
+    colored = 0
+    for task in clips:
+        name = printable(task.source.name)
+        progress = partial(tqdm, desc=name, unit=" frames", leave=False, mininterval=progress_seconds())
+        try:
+            print(video.color_video(task, model, progress), flush=True)
+            colored += 1
+        except (Unreadable, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            print(f"colorize.py: cannot color {printable(task.source)}: {reason}", file=sys.stderr)
     return colored
+
+
+def progress_seconds() -> float:
+    """Returns the time between two updates of a progress bar."""
+    return 0.2 if sys.stderr.isatty() else 30
 
 
 def score_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
@@ -186,6 +226,11 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         check_writable(options.output, options.output)
     tasks = find_tasks(options.photos, options.output, options.overwrite or options.score)
+    if options.score:
+        tasks.problems += [
+            f"cannot score {printable(task.source)}: it is a clip" for task in tasks.todo if task.is_video
+        ]
+        tasks.todo = [task for task in tasks.todo if not task.is_video]
     kept = [f"{printable(path)} exists and is kept; use --overwrite to replace it" for path in tasks.kept]
     for line in tasks.problems + kept:
         print(f"colorize.py: {line}", file=sys.stderr)

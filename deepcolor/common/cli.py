@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from deepcolor.common.signals import STOPPED_MESSAGE, Interrupted
+from deepcolor.common.signals import Interrupted
 from utils import UserError
 
 
@@ -56,7 +56,7 @@ def run(program: str, work: Callable[[], int], output: object, stopped: Callable
     except Interrupted as stop:
         if stopped:
             return stopped(stop.signal)
-        print(f"{program}: {STOPPED_MESSAGE}", file=sys.stderr)
+        print(f"{program}: {stop.message}", file=sys.stderr)
         return 128 + stop.signal
     except BrokenPipeError:
         # The reader of our output is gone. Python would report it again when it closes stdout.

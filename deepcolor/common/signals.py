@@ -17,14 +17,15 @@ STOPPED_MESSAGE = "stopped; the same command continues from here"
 
 
 class Interrupted(BaseException):
-    """Raised after the work was saved because a signal asked the program to stop.
+    """Raised after the work was saved because a signal asked the program to stop. `message` is shown to the user.
 
     Not an Exception, like KeyboardInterrupt: code that handles errors must not handle it.
     """
 
-    def __init__(self, signal: int) -> None:
+    def __init__(self, signal: int, message: str = STOPPED_MESSAGE) -> None:
         super().__init__(signal)
         self.signal = signal
+        self.message = message
 
 
 def exit_on_signal() -> None:

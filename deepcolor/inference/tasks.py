@@ -1,4 +1,4 @@
-"""Turns the arguments of colorize.py into photographs to color and the paths of their colored pictures."""
+"""Turns the arguments of colorize.py into photographs and clips to color, and the paths of the results."""
 
 import functools
 import glob
@@ -14,14 +14,20 @@ from deepcolor.common.files import name_key
 from deepcolor.data.image_io import find_photos
 
 SUFFIX = "_color"
+# Endings of clips that keep them. The other clips become .mkv files, which can hold any sound.
+_KEPT_ENDINGS = (".m4v", ".mkv", ".mov", ".mp4")
 
 
 class ColorizeTask(NamedTuple):
-    """One photograph to color."""
+    """One photograph or clip to color."""
 
     source: Path
     root: Path  # a link must not lead out of this folder
     target: Path
+
+    @property
+    def is_video(self) -> bool:
+        return is_video(self.source)
 
 
 @dataclass
@@ -35,6 +41,8 @@ class TaskList:
 
 def find_tasks(names: Iterable[str], output: Path | None, overwrite: bool) -> TaskList:
     """Finds the photographs behind files, folders and patterns such as "album/**/*.jpg", each once.
+
+    Clips are found behind files and patterns only.
 
     A colored picture goes beside its photograph, or below `output` in the folder structure that the photographs have
     below their common folder. Existing pictures are kept unless `overwrite`. grandma_color.png beside grandma.jpg is
@@ -58,8 +66,8 @@ def find_tasks(names: Iterable[str], output: Path | None, overwrite: bool) -> Ta
     for source, root, _ in photos.values():
         original = source.stem.removesuffix(SUFFIX)
         folder = output / os.path.relpath(source.parent, common) if output else source.parent
-        target = folder / f"{source.stem}{SUFFIX}.png"
-        if original != source.stem and source.suffix == ".png" and original in stems(source.parent):
+        target = folder / f"{source.stem}{SUFFIX}{_target_ending(source)}"
+        if original != source.stem and source.suffix == target.suffix and original in stems(source.parent):
             own.append(source)
             continue
         key = name_key(str(target))
@@ -83,7 +91,8 @@ def _expand(name: str, problems: list[str]) -> list[Path]:
     if not glob.has_magic(name):
         problems.append(f"no photograph or folder at {printable(name)}")
         return []
-    matches = [path for path in sorted(map(Path, glob.glob(name, recursive=True))) if path.is_dir() or _is_photo(path)]
+    found = sorted(map(Path, glob.glob(name, recursive=True)))
+    matches = [path for path in found if path.is_dir() or _is_photo(path) or is_video(path)]
     if not matches:
         problems.append(f"no photograph matches {printable(name)}")
     return matches
@@ -106,10 +115,21 @@ def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in Constants.IMAGE_ENDINGS
 
 
+def is_video(path: Path) -> bool:
+    """Returns whether a file is a clip, by its ending."""
+    return path.suffix.lower() in Constants.VIDEO_ENDINGS
+
+
+def _target_ending(source: Path) -> str:
+    if not is_video(source):
+        return ".png"
+    return source.suffix if source.suffix.lower() in _KEPT_ENDINGS else ".mkv"
+
+
 def _photo_stems(folder: Path) -> set[str]:
-    """Returns the names of the photographs in a folder, without their endings."""
+    """Returns the names of the photographs and clips in a folder, without their endings."""
     try:
-        return {path.stem for path in folder.iterdir() if _is_photo(path)}
+        return {path.stem for path in folder.iterdir() if _is_photo(path) or is_video(path)}
     except OSError:
         return set()
 
