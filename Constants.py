@@ -95,6 +95,9 @@ DPI = 150
 # --- Saving ----------------------------------------------------------------------------------------
 SAVE_SECONDS = 60  # a training run saves its state at least this often, and at every snapshot
 
+# --- The page --------------------------------------------------------------------------------------
+PORT = 7860  # of app.py, on 127.0.0.1
+
 # --- Several ranks ---------------------------------------------------------------------------------
 SYNC_STEPS = 8  # steps between two exchanges of stop requests
 RANK_SECONDS = 600  # timeout of a collective operation in training
