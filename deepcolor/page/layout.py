@@ -111,6 +111,7 @@ def _colorize_tab(sweep: SweepTable, pretrained: Path, folder: Path) -> gr.Dropd
                 label="All photographs: click one to compare it",
                 format="png",
                 columns=6,
+                fit_columns=False,
                 height=160,
                 allow_preview=False,
                 interactive=False,
