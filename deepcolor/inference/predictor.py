@@ -41,7 +41,9 @@ class Predictor:
             details += f", val mse {content.get('metrics', {}).get('val_mse', math.nan):.6f}, best of the sweep"
         scale = Constants.OUTPUT_SCALES[content["activation"]]
         mean_ab = tuple(content.get("metrics", {}).get(key) for key in ("train_mean_a", "train_mean_b"))
-        return cls(network.to(device).eval(), device, scale, path, f"{path} ({details})", None if None in mean_ab else mean_ab)
+        return cls(
+            network.to(device).eval(), device, scale, path, f"{path} ({details})", None if None in mean_ab else mean_ab
+        )
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L*/100 (N,1,128,128) -> ab (N,2,128,128) in Lab units, on the network's device."""
