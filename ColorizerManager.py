@@ -66,4 +66,16 @@ class ColorizerManager(Trainer):
                 path.unlink()
         title = f"Colorizer, {activation}: {run}\ntest mse {test_mse:.6f}"
         triplet_picture(self.paths.plot("colorizer", activation, run, "triplets.png"), triplets, title)
-        return {**mean_scores(scores), **color_verdict(mean_scores(chroma_values))}
+        return {
+            **mean_scores(scores),
+            **color_verdict(mean_scores(chroma_values)),
+            "saturation": self.saturation(),
+        }
+
+    def saturation(self) -> float:
+        """Returns the factor of ab that gives the validation images their true mean chroma, at most 2."""
+        true = predicted = 0.0
+        for _, ab, guess in self.predictions(self.data.val, SINGLE_PROCESS):
+            true += ab.norm(dim=1).mean(dim=(1, 2)).sum().item()
+            predicted += guess.norm(dim=1).mean(dim=(1, 2)).sum().item()
+        return min(true / max(predicted, 1e-9), Constants.MAX_AUTO_SATURATION)

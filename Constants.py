@@ -1,5 +1,7 @@
 """Every default of the package. Imports only the standard library, so that every module can import it."""
 
+from pathlib import Path
+
 # --- The grid of Table 1 (each list is one axis of the sweep) -------------------------------------
 LEARNING_RATES = [0.001, 0.0001, 0.1]
 EPOCHS = [100, 200, 300]
@@ -91,6 +93,12 @@ IMAGE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", 
 TRIPLETS = 8  # test images shown in a triplet picture
 MAX_PICTURES = 500  # test images of each run that are written as PNG
 DPI = 150
+
+# --- Coloring photographs --------------------------------------------------------------------------
+PRETRAINED = Path(__file__).resolve().parent / "pretrained/photos.pt"  # the colorizer that comes with the project
+MARGIN = 16  # mirrored pixels around a photograph, for a network with a pretrained encoder; a multiple of 16
+MAX_SATURATION = 4.0
+MAX_AUTO_SATURATION = 2.0  # a least-squares prediction times 2 has the error of gray
 
 # --- Saving ----------------------------------------------------------------------------------------
 SAVE_SECONDS = 60  # a training run saves its state at least this often, and at every snapshot

@@ -25,8 +25,6 @@ from deepcolor.common.signals import Interrupted, StopFlag
 from deepcolor.common.system import keep_freed_memory
 from utils import UserError
 
-PRETRAINED = Path(__file__).resolve().parent / "pretrained/photos.pt"
-
 
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser("app.py", description="Shows a page that colors photographs, and the results of a sweep.")
@@ -59,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from deepcolor.page.layout import build, launch
 
-        page = build(options.output, PRETRAINED, Path(folder))
+        page = build(options.output, Constants.PRETRAINED, Path(folder))
         try:
             url = launch(page, options.port)
             print(f"open {url} in a browser; Ctrl-C stops the page", flush=True)

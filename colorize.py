@@ -43,11 +43,12 @@ if TYPE_CHECKING:
     from deepcolor.inference.predictor import Predictor
 
 
-def load(path: str | Path = ".", device: str = "cpu") -> "Predictor":
+def load(path: str | Path | None = None, device: str = "cpu") -> "Predictor":
     """Loads a trained Colorizer for `colorize`.
 
     Args:
-        path: a checkpoint, or the output folder of a sweep (`--output` of main.py): its best colorizer.
+        path: a checkpoint, or the output folder of a sweep (`--output` of main.py): its best colorizer. None: the best
+            one of the current folder's sweep if that learned from your own photographs, else the pretrained one.
         device: "cpu", "cuda", "mps" or "auto" (a GPU if there is one).
 
     Raises:
@@ -55,16 +56,20 @@ def load(path: str | Path = ".", device: str = "cpu") -> "Predictor":
     """
     from deepcolor.inference.predictor import Predictor  # imports PyTorch, which takes two seconds
 
-    return Predictor.load(Path(path), Utils.get_device(device))
+    device = Utils.get_device(device)
+    return Predictor.load_default(device) if path is None else Predictor.load(Path(path), device)
 
 
-def colorize(model: "Predictor", photos: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+def colorize(
+    model: "Predictor", photos: np.ndarray | Sequence[np.ndarray], saturation: float | None = None
+) -> np.ndarray | list[np.ndarray]:
     """Colors one photograph, or several of any sizes.
 
     Args:
         model: returned by `load`.
         photos: one array, or a sequence of arrays: (H,W) gray, uint8 or uint16; (H,W,3) sRGB uint8; or (H,W,4) uint8
             with alpha. Only the lightness L* of a color photograph is used.
+        saturation: factor of the predicted ab. None: that of the checkpoint, as with `--saturation auto`.
 
     Returns:
         (H,W,3) uint8 sRGB, or (H,W,4) with the given alpha; a list of them for a sequence. L* is that of the
@@ -74,19 +79,21 @@ def colorize(model: "Predictor", photos: np.ndarray | Sequence[np.ndarray]) -> n
         ValueError: an array has another shape or type.
     """
     if isinstance(photos, np.ndarray) and photos.ndim < 4:
-        return colorize(model, [photos])[0]
+        return colorize(model, [photos], saturation)[0]
     checked = [_to_photo(array) for array in photos]
-    return [np.array(colorize_photo(model, photo, available_cores())) for photo in checked]
+    return [np.array(colorize_photo(model, photo, available_cores(), saturation)) for photo in checked]
 
 
-def colorize_frames(model: "Predictor", frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def colorize_frames(
+    model: "Predictor", frames: Iterable[np.ndarray], saturation: float | None = None
+) -> Iterator[np.ndarray]:
     """Colors the frames of a clip, with colors that do not flicker. Yields the colored frames in order.
 
     The frames are arrays as in `colorize`, of the same size. About 30 of them are in memory at a time.
     """
     from deepcolor.inference import video
 
-    for _, colored in video.colorize_frames(model, ((None, _to_photo(frame)) for frame in frames)):
+    for _, colored in video.colorize_frames(model, ((None, _to_photo(frame)) for frame in frames), saturation):
         yield np.array(colored)
 
 
@@ -105,6 +112,19 @@ def _to_photo(array: np.ndarray) -> Photo:
 # --- Command line ----------------------------------------------------------------------------------
 
 
+def saturation(text: str) -> float | None:
+    """ "auto" -> None, a number from 0 to 4 -> float. Raises ArgumentTypeError for anything else."""
+    if text == "auto":
+        return None
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1.0
+    if not 0 <= factor <= Constants.MAX_SATURATION:
+        raise argparse.ArgumentTypeError(f"auto, or a number from 0 to {Constants.MAX_SATURATION:g}; not '{text}'")
+    return factor
+
+
 def parser() -> argparse.ArgumentParser:
     parser = cli.Parser("colorize.py", description="Colors photographs.")
     add = parser.add_argument
@@ -113,14 +133,20 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint",
         metavar="FILE",
         type=Path,
-        default=Path("."),
-        help="a colorizer checkpoint, or the output folder of a sweep: its best colorizer (.)",
+        help="a colorizer checkpoint, or the output folder of a sweep (the best of the sweep in this folder if it "
+        "learned from your own photographs, else pretrained/photos.pt)",
     )
     add("--output", metavar="DIR", type=Path, help="where the colored pictures go (beside the photographs)")
     # Starting CUDA takes longer than a thousand photographs take on the CPU.
     add("--device", choices=Constants.DEVICES, default="cpu", help="auto: a GPU if there is one (cpu)")
+    add("--saturation", type=saturation, metavar="FACTOR", help="of the colors, from 0 to 4 (auto)")
     add("--overwrite", action="store_true", help="replace colored pictures that exist")
-    add("--export", metavar="FILE", type=Path, help="write the network as an ONNX file, instead of coloring")
+    add(
+        "--export",
+        metavar="FILE",
+        type=Path,
+        help="write the network instead of coloring: .onnx, or .pt (half the size)",
+    )
     add("--score", action="store_true", help="compare with the photographs' own colors: writes scores.csv instead")
     return parser
 
@@ -158,7 +184,9 @@ def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
     for folder in {task.target.parent for task in todo}:
         remove_abandoned(folder)
     photos, clips = ([task for task in todo if task.is_video == is_video] for is_video in (False, True))
-    colored = len(process(photos, options, color_file, "color")[1]) if photos else 0
+    colored = (
+        len(process(photos, options, partial(color_file, saturation=options.saturation), "color")[1]) if photos else 0
+    )
     if colored:
         where = f"below {printable(options.output)}" if options.output else "beside the photographs"
         print(f"colored {colored} of {len(photos)}: {printable(photos[0].target) if len(photos) == 1 else where}")
@@ -178,7 +206,7 @@ def color_clips(clips: list[ColorizeTask], options: argparse.Namespace) -> int:
         name = printable(task.source.name)
         progress = partial(tqdm, desc=name, unit=" frames", leave=False, mininterval=progress_seconds())
         try:
-            print(video.color_video(task, model, progress), flush=True)
+            print(video.color_video(task, model, progress, options.saturation), flush=True)
             colored += 1
         except (Unreadable, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -195,7 +223,8 @@ def score_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
     """Colors photographs from their L* alone, compares the results with them, and returns how many were scored."""
     from deepcolor.inference import scores
 
-    model, rows = process(todo, options, scores.score_file, "score")
+    factor = 1.0 if options.saturation is None else options.saturation  # the errors are those of the network
+    model, rows = process(todo, options, partial(scores.score_file, saturation=factor), "score")
     if rows:
         table = scores.to_table(rows, model.mean_ab)
         path = (options.output or Path()) / "scores.csv"
@@ -208,6 +237,13 @@ def score_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the network as an ONNX file and returns the exit code. Raises UserError."""
+    if options.export.suffix == ".pt":
+        from deepcolor.training import trained_colorizer
+
+        check_writable(options.export.parent, options.export.parent, "--export")
+        trained_colorizer.export(load(options.checkpoint).path, options.export)
+        print(f"wrote {printable(options.export)} in half precision")
+        return 0
     from deepcolor.inference import onnx_export
 
     onnx_export.check_export(options.export)

@@ -1,5 +1,7 @@
 """The built-in images: photographs that are part of scikit-image, cut into tiles."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import skimage
@@ -38,6 +40,12 @@ def fill(folder: Path) -> int:
             f"cannot write the built-in photographs into {folder}: {error.strerror}; "
             "choose a folder of images with --images"
         ) from error
+
+
+def are_tiles(names: Iterable[str]) -> bool:
+    """Returns whether all names are those of built-in images, without their endings."""
+    stems = "|".join(Path(name).stem for name in PHOTOGRAPHS)
+    return all(re.fullmatch(rf"({stems})_r\d+c\d+", name) for name in names)
 
 
 def _needs_images(folder: Path) -> bool:

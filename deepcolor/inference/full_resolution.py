@@ -19,31 +19,37 @@ _STRIP_PIXELS = 48 << 10  # the intermediate arrays of a strip fit in the proces
 class ModelInput(NamedTuple):
     """A photograph as the network sees it."""
 
-    lightness: np.ndarray  # (side,side) float32: L*/100
+    lightness: np.ndarray  # (S,S) float32: L*/100
     valid_region: tuple[slice, slice]  # rows and columns of the photograph; the rest is padding
 
 
-def colorize_photo(predictor: "Predictor", photo: Photo, threads: int = 1, saturation: float = 1.0) -> Image.Image:
-    """Returns the photograph in predicted colors, at its own size: mode "RGB", or "RGBA" if it has alpha."""
-    seen = model_input(photo)
+def colorize_photo(
+    predictor: "Predictor", photo: Photo, threads: int = 1, saturation: float | None = None
+) -> Image.Image:
+    """Returns the photograph in predicted colors, at its own size: mode "RGB", or "RGBA" if it has alpha.
+
+    `saturation` is a factor of the predicted ab. None: that of the checkpoint.
+    """
+    seen = model_input(photo, predictor.margin)
     return join(photo, seen, predict_ab(predictor, seen.lightness, saturation), threads)
 
 
-def predict_ab(predictor: "Predictor", lightness: np.ndarray, saturation: float) -> np.ndarray:
-    """L*/100 (128,128) or (N,128,128) -> ab (2,128,128) or (N,2,128,128) in Lab units, multiplied by `saturation`."""
-    return predictor.predict(lightness) * np.float32(saturation)
+def predict_ab(predictor: "Predictor", lightness: np.ndarray, saturation: float | None) -> np.ndarray:
+    """L*/100 (S,S) or (N,S,S) -> ab (2,S,S) or (N,2,S,S) in Lab units, multiplied by `saturation`."""
+    return predictor.predict(lightness) * np.float32(predictor.saturation if saturation is None else saturation)
 
 
-def model_input(photo: Photo, side: int = Constants.IMAGE_SIZE) -> ModelInput:
-    """Scales the whole photograph into a square and keeps its aspect ratio.
+def model_input(photo: Photo, margin: int = 0, side: int = Constants.IMAGE_SIZE) -> ModelInput:
+    """Scales the whole photograph into a square of `side` pixels with a margin, and keeps its aspect ratio.
 
-    The padding mirrors the photograph, so that the network sees no artificial edges.
+    The margin and the rest of the square mirror the photograph, so that the network sees no artificial edges.
     """
     picture = photo.on_white() if photo.alpha or photo.color.mode == "I;16" else photo.color
     width, height = (max(1, round(side * length / max(picture.size))) for length in picture.size)
     small = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    top, left = (side - height) // 2, (side - width) // 2
-    padding = (top, side - height - top), (left, side - width - left)
+    whole = side + 2 * margin
+    top, left = (whole - height) // 2, (whole - width) // 2
+    padding = (top, whole - height - top), (left, whole - width - left)
     padded = np.pad(srgb_to_lightness(np.asarray(small)), padding, mode="symmetric")
     return ModelInput(padded, (slice(top, top + height), slice(left, left + width)))
 

@@ -45,7 +45,9 @@ _SRGB = PngInfo()
 _SRGB.add(b"sRGB", b"\0")  # names the color space
 
 
-def color_file(task: ColorizeTask, load: Callable[[], "Predictor"], threads: int, saturation: float = 1.0) -> str:
+def color_file(
+    task: ColorizeTask, load: Callable[[], "Predictor"], threads: int, saturation: float | None = None
+) -> str:
     """Colors one photograph with the predictor that `load` returns. Returns why it failed, or ""."""
     try:
         photo = read_photo(open_image(read_file(task.source, task.root)))

@@ -1,7 +1,7 @@
 """A trained Colorizer, loaded from its checkpoint for inference."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import Constants
 from Colorizer import Colorizer
+from deepcolor.training.checkpoint import load_usable
 from deepcolor.training.paths import RunPaths
 from deepcolor.training.trained_colorizer import load_colorizer
 from utils import UserError
@@ -25,6 +26,7 @@ class Predictor:
     output_scale: tuple[float, float]  # (offset, scale) of Constants.OUTPUT_SCALES
     path: Path  # the checkpoint
     description: str  # one line about it
+    saturation: float = 1.0  # gave the validation photographs their mean chroma; older checkpoints do not have it
     mean_ab: tuple[float, float] | None = None  # of its training images, in Lab units; older checkpoints do not have it
 
     @classmethod
@@ -40,10 +42,47 @@ class Predictor:
         if is_sweep:
             details += f", val mse {content.get('metrics', {}).get('val_mse', math.nan):.6f}, best of the sweep"
         scale = Constants.OUTPUT_SCALES[content["activation"]]
-        mean_ab = tuple(content.get("metrics", {}).get(key) for key in ("train_mean_a", "train_mean_b"))
+        metrics = content.get("metrics", {})
+        mean_ab = tuple(metrics.get(key) for key in ("train_mean_a", "train_mean_b"))
         return cls(
-            network.to(device).eval(), device, scale, path, f"{path} ({details})", None if None in mean_ab else mean_ab
+            network.to(device).eval(),
+            device,
+            scale,
+            path,
+            f"{path} ({details})",
+            metrics.get("saturation", 1.0),
+            None if None in mean_ab else mean_ab,
         )
+
+    @classmethod
+    def load_default(cls, device: torch.device) -> Self:
+        """Loads the best colorizer of the current folder's sweep if it learned from the user's own photographs.
+
+        Otherwise loads the pretrained one. Raises UserError if there is neither.
+        """
+        best, pretrained = RunPaths(Path()).best("colorizer"), Constants.PRETRAINED
+        own = best.exists() and load_usable(best).get("metrics", {}).get("own_photographs", True)
+        if best.exists() and (own or not pretrained.exists()):
+            hint = "; --checkpoint pretrained/photos.pt takes the pretrained one" if pretrained.exists() else ""
+            predictor = cls.load(Path(), device)
+        elif pretrained.exists():
+            hint = "; --checkpoint FOLDER takes the best of a sweep"
+            predictor = cls.load(pretrained, device)
+        else:
+            raise UserError(
+                f"no trained colorizer: {pretrained} is missing (docs/pretrained.md says how to get or make it), and "
+                "there is no sweep in this folder; train one (python3 main.py), or name one with --checkpoint"
+            )
+        return replace(predictor, description=predictor.description + hint)
+
+    @property
+    def margin(self) -> int:
+        """The mirrored pixels that a photograph needs on each side.
+
+        A pretrained encoder accepts larger images, so that the borders of its input lie outside the photograph. The
+        other networks see an image exactly as in training.
+        """
+        return Constants.MARGIN if hasattr(self.network, "mobilenet") else 0
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L*/100 (N,1,128,128) -> ab (N,2,128,128) in Lab units, on the network's device."""
@@ -52,9 +91,16 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, lightness: np.ndarray) -> np.ndarray:
-        """L*/100 (128,128) or (N,128,128) -> ab (2,128,128) or (N,2,128,128) in Lab units, all float32."""
-        batch = torch.from_numpy(lightness).reshape(-1, 1, *lightness.shape[-2:])
-        ab = self.forward(batch.to(self.device)).cpu().numpy()
+        """L*/100 (S,S) or (N,S,S) -> ab (2,S,S) or (N,2,S,S) in Lab units, all float32.
+
+        With a pretrained encoder, the mean of the predictions for the image and for its mirror image.
+        """
+        batch = torch.from_numpy(lightness).reshape(-1, 1, *lightness.shape[-2:]).to(self.device)
+        if self.margin:
+            image, mirrored = self.forward(torch.cat([batch, batch.flip(3)])).chunk(2)
+            ab = ((image + mirrored.flip(3)) / 2).cpu().numpy()
+        else:
+            ab = self.forward(batch).cpu().numpy()
         return ab if lightness.ndim == 3 else ab[0]
 
     @staticmethod

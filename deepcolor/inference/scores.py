@@ -67,7 +67,7 @@ def score_photo(predictor: "Predictor", photo: Photo, threads: int = 1, saturati
         raise Unreadable(f"too small to score: {SMALLEST} pixels on each side are needed")
     original.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     flat = Photo(original, None)
-    seen = model_input(flat)
+    seen = model_input(flat, predictor.margin)
     predicted = predict_ab(predictor, seen.lightness, saturation)
     rgb, colored = np.asarray(original), np.asarray(join(flat, seen, predicted, threads))
     true_ab = np.moveaxis(srgb_to_lab(rgb)[..., 1:], -1, 0)

@@ -39,14 +39,14 @@ def check_installed() -> None:
 
 
 def colorize_frames(
-    predictor: "Predictor", frames: Iterable[tuple[T, Photo]], saturation: float = 1.0
+    predictor: "Predictor", frames: Iterable[tuple[T, Photo]], saturation: float | None = None
 ) -> Iterator[tuple[T, Image.Image]]:
     """Colors the frames of a clip: several at once, and smoothed over time within each shot.
 
     Args:
         predictor: a trained colorizer.
         frames: pairs of anything, which is passed on, and a frame. They are read about 30 frames ahead.
-        saturation: factor of the predicted ab.
+        saturation: factor of the predicted ab. None: that of the checkpoint.
 
     Yields:
         the same pairs in the same order, with colored frames.
@@ -65,7 +65,7 @@ def colorize_frames(
 
 
 def _predict_batches(
-    predictor: "Predictor", frames: Iterable[tuple[T, Photo]], saturation: float, pool: ThreadPoolExecutor
+    predictor: "Predictor", frames: Iterable[tuple[T, Photo]], saturation: float | None, pool: ThreadPoolExecutor
 ) -> Iterator[Frame]:
     """Yields the frames with their predicted colors. The source of each is its key, photograph and ModelInput."""
     frames = iter(frames)
@@ -73,7 +73,7 @@ def _predict_batches(
         width, height = first[1].color.size
         count = max(1, min(_BATCH, _BATCH_PIXELS // (width * height)))
         batch = [first, *itertools.islice(frames, count - 1)]
-        inputs = list(pool.map(lambda pair: model_input(pair[1]), batch))
+        inputs = list(pool.map(lambda pair: model_input(pair[1], predictor.margin), batch))
         predicted = predict_ab(predictor, np.stack([seen.lightness for seen in inputs]), saturation)
         for (key, photo), seen, ab in zip(batch, inputs, predicted):
             yield Frame((key, photo, seen), seen.lightness, ab)
@@ -83,7 +83,7 @@ def color_video(
     task: ColorizeTask,
     predictor: "Predictor",
     progress: Callable[..., Iterable],
-    saturation: float = 1.0,
+    saturation: float | None = None,
 ) -> str:
     """Colors a clip with the predictor, and copies its sound. Returns a line about the result.
 
@@ -91,7 +91,7 @@ def color_video(
         task: the clip, and the file to write.
         predictor: a trained colorizer.
         progress: `progress(iterable, total=number)` returns an iterable over the same items that displays progress.
-        saturation: factor of the predicted ab.
+        saturation: factor of the predicted ab. None: that of the checkpoint.
 
     Raises:
         Unreadable: the clip cannot be read, or only a part of it; this part is colored.

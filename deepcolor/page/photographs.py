@@ -44,7 +44,7 @@ def color(photos: Iterable[Path], checkpoint: Path, saturation: float, folder: P
     Args:
         photos: files.
         checkpoint: of a Colorizer.
-        saturation: factor of the predicted ab.
+        saturation: 1 for that of the checkpoint; a factor of it.
         folder: where a new folder with the pictures is made.
 
     Returns:
@@ -63,7 +63,7 @@ def color(photos: Iterable[Path], checkpoint: Path, saturation: float, folder: P
         # A name that cannot be guessed, and a folder for each, because two photographs can have the same name.
         colored = folder / "results" / secrets.token_hex(16) / str(number) / f"{photo.stem}{SUFFIX}.png"
         task = ColorizeTask(photo, photo.parent, colored)
-        failure = color_file(task, lambda: predictor, available_cores(), saturation)
+        failure = color_file(task, lambda: predictor, available_cores(), saturation * predictor.saturation)
         if failure:
             failures.append(f"cannot color {printable(photo.name)}: {failure}")
         else:

@@ -2,15 +2,18 @@
 
 import hashlib
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
 import Constants
 from Colorizer import Colorizer
 from deepcolor.training import checkpoint
+from deepcolor.training.checkpoint_schema import FORMAT_VERSION, UsableModel
 from deepcolor.training.config import default_of
 from utils import UserError
 
+_EXPORTED_METRICS = ("saturation", "train_mean_a", "train_mean_b", "own_photographs")
 # The hyperparameters that decide which layers a Colorizer has.
 ARCHITECTURE = ("feature_maps", "skip", "encoder")
 
@@ -43,6 +46,20 @@ def architecture(content: dict) -> dict[str, object]:
     """Returns the values of ARCHITECTURE of a checkpoint. Those that an older checkpoint lacks are the defaults."""
     known = {**content.get("hyperparameters", {}), "feature_maps": content["feature_maps"]}
     return {name: known.get(name, default_of(name)) for name in ARCHITECTURE}
+
+
+def export(path: Path, target: Path) -> None:
+    """Writes the network of a colorizer checkpoint and what its use needs, in half precision. Raises UserError.
+
+    The file is a checkpoint, of half the size: without losses, fingerprint and most metrics.
+    """
+    _, content = load_colorizer(path)
+    kept = {key: content[key] for key in get_type_hints(UsableModel)}
+    metrics = content.get("metrics", {})
+    kept["metrics"] = {key: metrics[key] for key in _EXPORTED_METRICS if key in metrics}
+    kept["hyperparameters"] = architecture(content)
+    kept["model"] = {key: value.half() if value.is_floating_point() else value for key, value in kept["model"].items()}
+    checkpoint.save({"format_version": FORMAT_VERSION, **kept}, target)
 
 
 def content_hash(path: Path) -> str:

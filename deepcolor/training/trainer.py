@@ -14,6 +14,7 @@ import Constants
 from deepcolor.common.signals import Interrupted
 from deepcolor.data.batches import EvaluationBatches, TrainingBatches, loader
 from deepcolor.data.dataset import LabDataModule, LabDataset
+from deepcolor.data.sample_photos import are_tiles
 from deepcolor.training import checkpoint, distributed
 from deepcolor.training.callbacks import Callbacks
 from deepcolor.training.checkpoint_manager import CheckpointManager
@@ -264,6 +265,7 @@ class Trainer(ABC):
             "status": "diverged" if self.diverged else "done",
             **self.baselines(self.data.test),
             **dict(zip(("train_mean_a", "train_mean_b"), self.data.mean_ab)),
+            "own_photographs": not are_tiles(self.data.train.names),
         }
         if self.diverged:
             metrics["diverged_epoch"] = self.diverged

@@ -24,6 +24,9 @@ GRAY = 119  # of L* 50, where the colors of these tests are inside sRGB
 class FixedPredictor:
     """Predicts the same ab for every photograph, and remembers the last input."""
 
+    margin = 0
+    saturation = 1.0
+
     def __init__(self, ab: np.ndarray) -> None:
         self.ab = ab.astype(np.float32)
 
@@ -62,7 +65,7 @@ def test_an_array_that_is_not_a_photograph(shape: tuple[int, ...], dtype: str) -
 def test_the_network_sees_the_whole_photograph_in_its_shape(width: int, height: int) -> None:
     """A horizontal ramp stays a ramp, and the padding mirrors it."""
     ramp = np.rint(40 + 160 * (np.arange(width) + 0.5) / width).astype(np.uint8)
-    seen = model_input(Photo(Image.fromarray(np.tile(ramp, (height, 1))), None), SIDE)
+    seen = model_input(Photo(Image.fromarray(np.tile(ramp, (height, 1))), None), side=SIDE)
     rows, columns = seen.valid_region
     inside = seen.lightness[rows, columns]
     assert max(inside.shape) == SIDE

@@ -56,7 +56,7 @@ def test_the_scores_are_those_of_results_csv(
 def test_the_scores_are_those_of_the_written_picture(run_colorize: Run, tmp_path: Path) -> None:
     original = picture(3, 90, 150)
     write(tmp_path / "wide.png", original)
-    assert run_colorize(tmp_path / "wide.png", "--output", tmp_path / "out").code == 0
+    assert run_colorize(tmp_path / "wide.png", "--output", tmp_path / "out", "--saturation", "1").code == 0
     assert run_colorize(tmp_path / "wide.png", "--output", tmp_path / "out", "--score").code == 0
     colored = np.asarray(Image.open(tmp_path / "out/wide_color.png"))
     row = read(tmp_path / "out/scores.csv")[0]
@@ -69,6 +69,9 @@ def test_the_scores_are_those_of_the_written_picture(run_colorize: Run, tmp_path
 
 class Constant:
     """Predicts one color."""
+
+    margin = 0
+    saturation = 1.0
 
     def __init__(self, *ab: float) -> None:
         self.ab = np.array(ab, np.float32)
