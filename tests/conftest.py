@@ -1,6 +1,22 @@
-"""The option --all, and the fixtures of `shared_fixtures.py`."""
+"""The option --all, the order of the files, and the fixtures of `shared_fixtures.py`."""
+
+from pathlib import Path
 
 import pytest
+
+# Files and folders with long tests run first, so that no process is left alone with a long one at the end.
+LONGEST = [
+    Path(__file__).parent / name
+    for name in (
+        "sweep/test_slurm.py",
+        "test_readme.py",
+        "sweep/test_claims.py",
+        "training/test_distributed_ends.py",
+        "common/test_system.py",
+        "sweep",
+        "training",
+    )
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,6 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if "slow" in item.keywords]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if "slow" not in item.keywords]
+    items.sort(key=_position)
+
+
+def _position(item: pytest.Item) -> int:
+    found = (number for number, path in enumerate(LONGEST) if item.path == path or path in item.path.parents)
+    return next(found, len(LONGEST))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ If it is not installed, root installs Debian's packages with apt-get.
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import socket
@@ -46,7 +47,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PropagateResourceLimits=NONE
 ReturnToService=2
-KillWait=5
+KillWait=60
+MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
@@ -90,11 +92,13 @@ def _missing() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Returns ports that the system gives to no other process before the daemons open them."""
+    ports = []
+    for port in random.sample(range(10_000, 20_000), 100):
+        with socket.socket() as each, contextlib.suppress(OSError):
+            each.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports[:count]
 
 
 class Slurm:
@@ -195,14 +199,14 @@ class Slurm:
 
     def running(self, job: int) -> list[str]:
         """Returns the states of the tasks of a job that have not ended."""
-        return self.call("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}", check=False).split()
+        return self.call("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}").split()
 
     def wait(self, *jobs: int, seconds: float = 300) -> None:
         """Waits until the jobs have ended."""
         deadline = time.monotonic() + seconds
         while any(map(self.running, jobs)):
             assert time.monotonic() < deadline, self.call("squeue")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def show(self, job: object) -> dict[str, str]:
         """Returns what `scontrol show job` prints about one job or task: key -> value."""
@@ -216,4 +220,4 @@ class Slurm:
     def log(self, folder: Path, job: object) -> str:
         """Returns the log of a job or task of run_regressor.sh that was submitted in this folder, or ""."""
         path = folder / f"colorization-{self.show(job)['JobId']}.log"
-        return path.read_text() if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else ""  # a character can be cut in two

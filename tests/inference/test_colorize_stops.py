@@ -85,7 +85,7 @@ def check_stopped(process: Process, number: signal.Signals, group: bool) -> None
 def test_a_stop_leaves_complete_pictures_and_the_same_command_continues(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:
-    with start("time.sleep(0.2)") as process:
+    with start("time.sleep(0.5)") as process:
         assert wait_until(lambda: list(tmp_path.glob("out/*_color.png")))
         check_stopped(process, signal.SIGINT, group=True)
     done = colored(tmp_path / "out")

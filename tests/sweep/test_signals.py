@@ -18,8 +18,16 @@ from deepcolor.training.trainer import Trainer
 
 FLAGS = "--device cpu --network regressor --lr 0.003 0.001 --weight-decay 0 --epoch 6 --batch-size 4".split()
 STOPPED = f"main.py: {STOPPED_MESSAGE}"
-SLOW_STEPS = "step = Trainer.step; Trainer.step = lambda *arguments: (time.sleep(0.1), step(*arguments))"
-SLOW_SAVE = "Trainer.save = lambda *arguments: time.sleep(600)"
+# A training run waits for a signal in the middle of its first epoch.
+HOLD = """
+def step(trainer, *batch, original=Trainer.step):
+    deadline = time.monotonic() + 300  # if the test was killed
+    while trainer.batch == 3 and not trainer.callbacks.stop_signal() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    original(trainer, *batch)
+Trainer.step = step
+"""
+SLOW_SAVE = "Trainer.save = lambda *arguments: (print('saving'), time.sleep(600))"
 SLOW_DECODER = f"""
 import runpy, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -74,10 +82,9 @@ def test_a_signal_stops_all_worker_processes_after_saving(
 ) -> None:
     """Ctrl-C goes to all processes of a terminal, and `kill` to one."""
     command = ["--images", photos, *FLAGS, "--jobs"]
-    output, program = tmp_path / "out", changed_program(tmp_path, SLOW_STEPS)
+    output, program = tmp_path / "out", changed_program(tmp_path, HOLD)
     with Process(*command, 2, "--output", output, cwd=tmp_path / "logs", program=program) as process:
-        assert wait_until(lambda: len(process.workers()) == 2)
-        time.sleep(0.5)
+        assert wait_until(lambda: len(list(output.rglob(".state/*.lock"))) == 2)  # each has claimed a run
         process.stop(number, group)
         check_stopped(process, number)
     assert len(list(output.rglob(".state/*.pt"))) == 2
@@ -123,8 +130,7 @@ def test_a_signal_before_training_stops_at_once(
 def test_a_second_ctrl_c_does_not_wait(photos: Path, tmp_path: Path) -> None:
     program = changed_program(tmp_path, SLOW_SAVE)
     with Process("--images", photos, *SHORT, "--output", tmp_path / "out", cwd=tmp_path, program=program) as process:
-        assert wait_until(lambda: "About" in process.stdout)
-        time.sleep(0.5)
+        assert wait_until(lambda: "saving" in process.stdout)
         process.send(signal.SIGINT)
         time.sleep(0.5)
         assert not process.ended()

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = "run_regressor.sh"
 # Two networks, two learning rates: four training runs.
 FLAGS = (
-    "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 60 --batch-size 4 --jobs 1".split()
+    "--device cpu --activation sigmoid --lr 0.003 0.001 --weight-decay 0 --epoch 2 6 --batch-size 4 --jobs 1".split()
 )
 FINISHED = re.compile(r"(\w+ epoch_\S+): val mse")  # in a log, it can follow a progress bar
 DONE = ("COMPLETED", "0:0")
@@ -59,9 +58,11 @@ total = torch.tensor(dist.get_rank())
 dist.all_reduce(total)
 call = {"arguments": sys.argv[1:], "ranks": dist.get_world_size(), "sum": total.item(),
         "node": os.environ["SLURMD_NODENAME"], "local": os.environ["LOCAL_RANK"]}
-Path(f"call-{dist.get_rank()}.json").write_text(json.dumps(call))
+part = Path(f"part-{dist.get_rank()}.json")
+part.write_text(json.dumps(call))
+part.rename(f"call-{dist.get_rank()}.json")  # the test may read it at any moment
 dist.destroy_process_group()
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 300
 while not received and time.monotonic() < deadline:
     time.sleep(0.1)
 sys.exit(not received)
@@ -121,23 +122,33 @@ def test_the_gpus_of_two_nodes_train_together(slurm: Slurm, tmp_path: Path, call
 
 # --- Sweeps ----------------------------------------------------------------------------------------
 
-# Makes training runs long enough to be stopped, however fast the machine is.
-SLOW_STEPS = """
-import time
+# Jobs that were submitted with HOLD=1 wait in the third epoch for a signal, so that it finds them there however fast
+# the machine is. A requeued job does not wait again.
+HOLD_STEPS = """
+import os, time
 from deepcolor.training.trainer import Trainer
 step = Trainer.step
-Trainer.step = lambda *arguments: (time.sleep(0.02), step(*arguments))
+def hold(trainer, *batch):
+    if trainer.epoch == 2 and "HOLD" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+        name = os.environ.get("SLURM_ARRAY_TASK_ID", "0") + "-" + os.environ.get("RANK", "0")
+        (trainer.paths.root / f".holding-{name}").touch()
+        deadline = time.monotonic() + 300  # if the test was killed
+        while not trainer.callbacks.stop_signal() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    step(trainer, *batch)
+Trainer.step = hold
 """
+HOLD = "--export=ALL,HOLD=1"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program with slow steps, in the folder from which sbatch is called."""
+    """The program with steps that can be held, in the folder from which sbatch is called."""
     folder = tmp_path_factory.mktemp("project")
     copy_program(folder)
     shutil.copy(ROOT / SCRIPT, folder)
     head, _, tail = (folder / "main.py").read_text().partition("\ndef ")
-    (folder / "main.py").write_text(f"{head}{SLOW_STEPS}\ndef {tail}")
+    (folder / "main.py").write_text(f"{head}{HOLD_STEPS}\ndef {tail}")
     return folder
 
 
@@ -151,59 +162,45 @@ def logs(slurm: Slurm, folder: Path, array: int, tasks: list[int]) -> dict[int, 
     return {task: slurm.log(folder, f"{array}_{task}") for task in tasks}
 
 
-def test_an_array_of_any_indices_is_the_whole_sweep(
-    slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
-) -> None:
-    tasks = [0, 3, 7]
-    job = slurm.submit("--array=0,3,7", SCRIPT, "--images", photos, "--output", "array", *FLAGS, cwd=project)
-    slurm.wait(job)
-    said = logs(slurm, project, job, tasks)
-    assert {task: slurm.ended(f"{job}_{task}") for task in tasks} == dict.fromkeys(tasks, DONE), said
-    finished = FINISHED.findall("".join(said.values()))
-    assert len(finished) == len(set(finished)) == 8
-    assert differences(project / "array", expected) == []
+def wait_until_held(slurm: Slurm, folder: Path, job: int, *names: str) -> None:
+    """Waits until processes hold a training run that has the first of its two snapshots. `names`: "<task>-<rank>"."""
+    paths = [folder / f".holding-{name}" for name in names]
+    assert wait_until(lambda: all(path.exists() for path in paths) or not slurm.running(job), pause=0.2)
+    assert all(path.exists() for path in paths), slurm.call("scontrol", "show", "job", job)
 
 
 def test_near_its_time_limit_a_task_saves_and_continues_after_requeueing_itself(
     slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
 ) -> None:
-    """However the signal is sent."""
-    ways = {1: ["--full"], 2: [], 3: ["--batch"]}
-    job = slurm.submit("--array=1-3", SCRIPT, "--images", photos, "--output", "signaled", *FLAGS, cwd=project)
-    waiting = set(ways)
-
-    def signal_what_trains() -> bool:
-        for task in sorted(waiting):
-            if FINISHED.search(slurm.log(project, f"{job}_{task}")):  # the first of two snapshots
-                slurm.call("scancel", "--signal=USR1", *ways[task], f"{job}_{task}")
-                waiting.remove(task)
-        time.sleep(0.2)
-        return not waiting
-
-    assert wait_until(signal_what_trains)
+    """An array of any indices shares the whole sweep, however the signal is sent."""
+    ways = {0: ["--full"], 3: [], 7: ["--batch"]}
+    command = [SCRIPT, "--images", photos, "--output", "signaled", *FLAGS]
+    job = slurm.submit("--array=0,3,7", HOLD, *command, cwd=project)
+    wait_until_held(slurm, project / "signaled", job, *(f"{task}-0" for task in ways))
+    for task, way in ways.items():
+        slurm.call("scancel", "--signal=USR1", *way, f"{job}_{task}")
     slurm.wait(job)
-    for task, said in logs(slurm, project, job, [1, 2, 3]).items():
-        assert slurm.ended(f"{job}_{task}") == DONE, said
+    said = logs(slurm, project, job, list(ways))
+    for task, log in said.items():
+        assert slurm.ended(f"{job}_{task}") == DONE, log
         assert slurm.show(f"{job}_{task}")["Restarts"] == "1"
-        assert said.count("8 combinations in 4 training runs") == 2, said  # appended to the same log
-        assert said.count(f"requeued job {job}_{task}") == 1
-        assert "Traceback" not in said
-        assert "from the beginning, changed" not in said
+        assert log.count("8 combinations in 4 training runs") == 2, log  # appended to the same log
+        assert log.count(f"requeued job {job}_{task}") == 1
+        assert "Traceback" not in log
+        assert "from the beginning, changed" not in log
+    finished = FINISHED.findall("".join(said.values()))
+    assert len(finished) == len(set(finished)) == 8
     assert differences(project / "signaled", expected) == []
-
-
-def stop_during_training(slurm: Slurm, folder: Path, job: int, *command: str) -> None:
-    """Calls the command with the job once a Colorizer has one of its two snapshots."""
-    assert wait_until(lambda: list((folder / "checkpoints/colorizer_sigmoid").glob("epoch_2_*.pt")))
-    slurm.call(*command, job)
 
 
 def test_a_preempted_job_has_the_same_result(
     slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
 ) -> None:
     """`scontrol requeue` does what preemption does. --restart counts once, not at each new start."""
-    job = slurm.submit(SCRIPT, "--images", photos, "--output", "my results", *FLAGS, "--restart", cwd=project)
-    stop_during_training(slurm, project / "my results", job, "scontrol", "requeue")
+    command = [SCRIPT, "--images", photos, "--output", "my results", *FLAGS, "--restart"]
+    job = slurm.submit(HOLD, *command, cwd=project)
+    wait_until_held(slurm, project / "my results", job, "0-0")
+    slurm.call("scontrol", "requeue", job)
     slurm.wait(job)
     said = slurm.log(project, job)
     assert slurm.ended(job) == DONE, said
@@ -218,8 +215,9 @@ def test_a_preempted_job_has_the_same_result(
 
 def test_a_job_that_must_not_be_requeued_says_so(slurm: Slurm, project: Path, photos: Path) -> None:
     flags = [*FLAGS, "--network", "colorizer"]
-    job = slurm.submit("--no-requeue", SCRIPT, "--images", photos, "--output", "alone", *flags, cwd=project)
-    stop_during_training(slurm, project / "alone", job, "scancel", "--signal=USR1")
+    job = slurm.submit("--no-requeue", HOLD, SCRIPT, "--images", photos, "--output", "alone", *flags, cwd=project)
+    wait_until_held(slurm, project / "alone", job, "0-0")
+    slurm.call("scancel", "--signal=USR1", job)
     slurm.wait(job)
     assert slurm.ended(job) == ("FAILED", "1:0")
     (line,) = (line for line in slurm.log(project, job).splitlines() if "main.py: " in line)
@@ -230,7 +228,7 @@ def test_a_run_that_fails_harms_no_other(
     slurm: Slurm, project: Path, photos: Path, expected: dict[str, object]
 ) -> None:
     """A folder is where a model should be written. Once it is gone, one task does what is missing."""
-    (obstacle,) = (name for name in expected if "regressor/epoch_60_lr_0.001" in name and name.endswith(".pt"))
+    (obstacle,) = (name for name in expected if "regressor/epoch_6_lr_0.001" in name and name.endswith(".pt"))
     (project / "failing" / obstacle).mkdir(parents=True)
     command = [SCRIPT, "--images", photos, "--output", "failing", *FLAGS]
     job = slurm.submit("--array=0-1", *command, cwd=project)
@@ -243,7 +241,7 @@ def test_a_run_that_fails_harms_no_other(
     again = slurm.submit("--array=1", *command, cwd=project)
     slurm.wait(again)
     assert slurm.ended(f"{again}_1") == DONE
-    assert FINISHED.findall(slurm.log(project, again)) == ["regressor epoch_60_lr_0.001_weight_decay_0"]
+    assert FINISHED.findall(slurm.log(project, again)) == ["regressor epoch_6_lr_0.001_weight_decay_0"]
     assert differences(project / "failing", expected) == []
 
 
@@ -252,9 +250,11 @@ def test_ranks_that_train_together_save_and_continue_after_requeueing(
 ) -> None:
     """Two pretended GPUs are two ranks, which train on the CPU. One of them requeues the job."""
     command = [SCRIPT, "--images", photos, *FLAGS, "--network", "colorizer", "--lr", "0.003", "--output"]
-    together = ["--gpus=2", "--export=ALL,TOGETHER=1", *command]
-    undisturbed, stopped = (slurm.submit(*together, name, cwd=project) for name in ("pair", "stopped pair"))
-    stop_during_training(slurm, project / "stopped pair", stopped, "scancel", "--signal=USR1")
+    together = "--export=ALL,TOGETHER=1"
+    undisturbed = slurm.submit("--gpus=2", together, *command, "pair", cwd=project)
+    stopped = slurm.submit("--gpus=2", f"{together},HOLD=1", *command, "stopped pair", cwd=project)
+    wait_until_held(slurm, project / "stopped pair", stopped, "0-0", "0-1")
+    slurm.call("scancel", "--signal=USR1", stopped)
     slurm.wait(undisturbed, stopped)
     said = slurm.log(project, stopped)
     for job in (undisturbed, stopped):
