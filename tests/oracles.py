@@ -40,10 +40,11 @@ def ssim(original: np.ndarray, colored: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def colorfulness(rgb: np.ndarray) -> float:
-    """Hasler and Suesstrunk 2003, M3, with signed opponents."""
+def colorfulness(rgb: np.ndarray, absolute: bool = False) -> float:
+    """Hasler and Suesstrunk 2003, M3, with signed or absolute opponents."""
     red, green, blue = (rgb[..., channel].astype(float) for channel in range(3))
     opponents = red - green, 0.5 * (red + green) - blue
+    opponents = tuple(map(np.abs, opponents)) if absolute else opponents
     spread = np.sqrt(sum(np.mean(o**2) - np.mean(o) ** 2 for o in opponents))
     return float(spread + 0.3 * np.sqrt(sum(np.mean(o) ** 2 for o in opponents)))
 

@@ -37,11 +37,11 @@ class LabColorizer(nn.Module):
 
 def check_export(path: Path) -> None:
     """Raises UserError if packages are missing or `path` cannot be written."""
+    if path.suffix.lower() != ".onnx":
+        raise UserError(f"--export {path}: the name of the file must end in .onnx or .pt")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--export needs the package {' and '.join(missing)}: pip install {' '.join(missing)}")
-    if path.suffix.lower() != ".onnx":
-        raise UserError(f"--export {path}: the name of the file must end in .onnx")
     if path.is_dir():
         raise UserError(f"--export {path}: this is a folder; name a file")
     check_writable(path.parent, path.parent, "--export")

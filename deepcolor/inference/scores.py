@@ -1,10 +1,13 @@
 """Scores of colored photographs whose true colors are known: the photograph itself is the truth."""
 
+import functools
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 
 import Constants
@@ -28,8 +31,11 @@ _CELLS = {
     "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
     "delta_e": ("dE", "{:.2f}"),
+    "lpips": ("LPIPS", "{:.3f}"),  # only if it can be computed
     "colorfulness": ("colorfulness", "{:.1f}"),
     "colorfulness_true": ("true", "{:.1f}"),
+    "colorfulness_abs": ("CF", "{:.1f}"),
+    "colorfulness_abs_true": ("true CF", "{:.1f}"),
     "delta_colorfulness": ("dCF", "{:+.1f}"),
     "gray_mse": ("gray mse", "{:.6f}"),
     "mean_color_mse": ("mean color mse", "{:.6f}"),
@@ -77,11 +83,34 @@ def score_photo(predictor: "Predictor", photo: Photo, threads: int = 1, saturati
     return {
         "mse": float(error) / Constants.MSE_UNIT**2,
         **scores,
-        "delta_colorfulness": scores["colorfulness"] - scores["colorfulness_true"],
+        **perceptual_distance(rgb, colored),
         "gray_mse": float(square_ab.mean()) / Constants.MSE_UNIT**2,
         "mean_ab": true_ab.mean(axis=(1, 2)),
         "square_ab": square_ab,
     }
+
+
+def perceptual_distance(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
+    """Returns {"lpips": distance} of two (H,W,3) uint8 sRGB images, or {} if it cannot be computed here.
+
+    LPIPS (Zhang et al. 2018) needs the package lpips, and AlexNet's ImageNet weights in PyTorch's cache.
+    """
+    model = _lpips_model()
+    if model is None:
+        return {}
+    first, second = (torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1 for image in (original, colored))
+    with torch.inference_mode():
+        return {"lpips": float(model(first, second))}
+
+
+@functools.cache
+def _lpips_model() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    weights = (Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")
+    if find_spec("lpips") is None or next(weights, None) is None:  # without its weights, lpips would download them
+        return None
+    from lpips import LPIPS
+
+    return LPIPS(net="alex", verbose=False)
 
 
 def to_table(rows: Sequence[dict[str, object]], mean_ab: Sequence[float] | None) -> list[dict[str, object]]:
@@ -96,8 +125,9 @@ def to_table(rows: Sequence[dict[str, object]], mean_ab: Sequence[float] | None)
     for row in sorted(rows, key=lambda row: row["photograph"]):
         error = float((row["square_ab"] - 2 * guess * row["mean_ab"] + guess**2).mean())
         row = {**row, "mean_color_mse": error / Constants.MSE_UNIT**2}
-        table.append({column: row[column] for column in ("photograph", *_CELLS)})
-    return [*table, {"photograph": "mean", **{key: float(np.mean([row[key] for row in table])) for key in _CELLS}}]
+        table.append({column: row[column] for column in ("photograph", *_CELLS) if column in row})
+    means = {key: float(np.mean([row[key] for row in table])) for key in table[0] if key != "photograph"}
+    return [*table, {"photograph": "mean", **means}]
 
 
 def write_table(path: Path, table: Sequence[dict[str, object]]) -> None:
@@ -107,7 +137,8 @@ def write_table(path: Path, table: Sequence[dict[str, object]]) -> None:
 
 def table_lines(table: Sequence[dict[str, object]]) -> list[str]:
     """Returns the lines of the printed table."""
-    lines = [["photograph", *(heading for heading, _ in _CELLS.values())]]
-    lines += [[row["photograph"], *(cell.format(row[key]) for key, (_, cell) in _CELLS.items())] for row in table]
+    cells = {key: cell for key, cell in _CELLS.items() if key in table[0]}
+    lines = [["photograph", *(heading for heading, _ in cells.values())]]
+    lines += [[row["photograph"], *(form.format(row[key]) for key, (_, form) in cells.items())] for row in table]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]

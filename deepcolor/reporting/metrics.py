@@ -11,7 +11,10 @@ _HUE_NAMES = {20: "red", 85: "brown", 125: "olive", 190: "green", 230: "teal", 3
 
 
 def image_scores(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
-    """Returns PSNR (dB), SSIM, mean CIEDE2000 and colorfulness of a pair of (H,W,3) uint8 sRGB images.
+    """Returns PSNR (dB), SSIM, mean CIEDE2000 and colorfulness scores of a pair of (H,W,3) uint8 sRGB images.
+
+    The suffix "_true" stands for the original, "_abs" for `colorfulness(absolute=True)`. delta_colorfulness is the
+    difference of the latter, colored minus original: in published tables, the absolute value of its mean is ΔCF.
 
     No border is cropped. PSNR is over all three channels, and infinite for equal images. SSIM is that of Wang et al.
     2004: a Gaussian window with sigma 1.5, and population covariances.
@@ -30,23 +33,31 @@ def image_scores(original: np.ndarray, colored: np.ndarray) -> dict[str, float]:
         data_range=255,
         channel_axis=-1,
     )
+    literature, literature_true = (colorfulness(image, absolute=True) for image in (colored, original))
     return {
         "psnr": float(psnr),
         "ssim": float(ssim),
         "delta_e": float(deltaE_ciede2000(srgb_to_lab(original), srgb_to_lab(colored)).mean()),
         "colorfulness": colorfulness(colored),
         "colorfulness_true": colorfulness(original),
+        "colorfulness_abs": literature,
+        "colorfulness_abs_true": literature_true,
+        "delta_colorfulness": literature - literature_true,
     }
 
 
-def colorfulness(rgb: np.ndarray) -> float:
+def colorfulness(rgb: np.ndarray, absolute: bool = False) -> float:
     """Returns Hasler and Suesstrunk's M3 (2003) of an (H,W,3) uint8 sRGB image. Gray is 0.
 
     With rg = R - G and yb = (R + G) / 2 - B, both signed and in 0..255 units:
     M3 = sqrt(std(rg)^2 + std(yb)^2) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2).
+
+    With `absolute`, rg and yb are the absolute values of these differences, as in the evaluation of DDColor and CT2.
     """
     red, green, blue = np.moveaxis(rgb.astype(np.float64), -1, 0)
     rg, yb = red - green, (red + green) / 2 - blue
+    if absolute:
+        rg, yb = np.abs(rg), np.abs(yb)
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 

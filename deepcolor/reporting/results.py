@@ -17,8 +17,8 @@ from utils import UserError, format_value
 SETTING_COLUMNS = ["network", "activation", "feature_maps", "lr", "epoch", "weight_decay"]
 SCORE_COLUMNS = (
     "seed status train_mse val_mse test_mse test_mse_a test_mse_b gray_mse mean_color_mse rmse_lab "
-    "psnr ssim delta_e colorfulness colorfulness_true seconds checkpoint diverged_epoch "
-    "beats_gray beats_mean_color chroma_ratio variety_ratio verdict"
+    "psnr ssim delta_e colorfulness colorfulness_true colorfulness_abs colorfulness_abs_true delta_colorfulness "
+    "seconds checkpoint diverged_epoch beats_gray beats_mean_color chroma_ratio variety_ratio verdict"
 ).split()
 
 # Heading -> format of a cell in the printed tables.

@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_written(run_colorize: Run, tmp_path: Path) -> Non
             "closed/model.onnx": "ermission",
             "file/model.onnx": "file",
             "closed": ".onnx",
-            "model.pt": ".onnx",
+            "model.txt": ".onnx",
         }.items():
             result = run_colorize("--export", tmp_path / name)
             (line,) = result.lines

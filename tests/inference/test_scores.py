@@ -1,17 +1,22 @@
 """colorize.py --score: the scores of one's own photographs."""
 
 import csv
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import oracles
 import pytest
+import torch
 from helpers import TEST_PHOTOS, photo, picture, write
 from PIL import Image
 
 import Constants
 from deepcolor.data.image_io import Photo
+from deepcolor.inference import scores
 from deepcolor.inference.scores import SIDE, score_photo, table_lines, to_table
 
 Run = Callable[..., object]
@@ -62,9 +67,9 @@ def test_the_scores_are_those_of_the_written_picture(run_colorize: Run, tmp_path
     row = read(tmp_path / "out/scores.csv")[0]
     assert float(row["psnr"]) == pytest.approx(oracles.psnr(original, colored))
     assert float(row["ssim"]) == pytest.approx(oracles.ssim(original, colored))
-    difference = float(row["colorfulness"]) - float(row["colorfulness_true"])
+    assert float(row["colorfulness"]) == pytest.approx(oracles.colorfulness(colored))
+    difference = oracles.colorfulness(colored, absolute=True) - oracles.colorfulness(original, absolute=True)
     assert float(row["delta_colorfulness"]) == pytest.approx(difference)
-    assert difference == pytest.approx(oracles.colorfulness(colored) - oracles.colorfulness(original))
 
 
 class Constant:
@@ -120,3 +125,37 @@ def test_what_cannot_be_scored_is_named_and_the_others_are_scored(
     assert len(read(tmp_path / "out/scores.csv")) == 5
     assert run_colorize(album / "dot.png", "--score", "--output", tmp_path / "none").code == 2
     assert not (tmp_path / "none/scores.csv").exists()
+
+
+def test_lpips_is_a_column_if_its_package_and_weights_are_here(
+    run_colorize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a package that returns the mean difference of what it is given, instead of the real one."""
+
+    class Difference:
+        def __init__(self, **options: object) -> None:
+            assert options == {"net": "alex", "verbose": False}
+
+        def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            assert first.shape == second.shape == (1, 3, 90, 150)
+            assert min(first.min(), second.min()) >= -1 and max(first.max(), second.max()) <= 1
+            return (first - second).abs().mean()
+
+    original = picture(3, 90, 150)
+    photo = write(tmp_path / "wide.png", original)
+    package = ModuleType("lpips")
+    package.LPIPS, package.__spec__ = Difference, ModuleSpec("lpips", None)
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert run_colorize(photo, "--output", tmp_path, "--saturation", "1").code == 0
+    for has_weights in (False, True):
+        if has_weights:
+            (tmp_path / "checkpoints").mkdir()
+            (tmp_path / "checkpoints/alexnet-owt-7be5be79.pth").touch()
+        scores._lpips_model.cache_clear()
+        assert run_colorize(photo, "--score", "--output", tmp_path).code == 0
+        row = read(tmp_path / "scores.csv")[0]
+        assert ("lpips" in row) == has_weights
+    scores._lpips_model.cache_clear()
+    colored = np.asarray(Image.open(tmp_path / "wide_color.png")).astype(float)
+    assert float(row["lpips"]) == pytest.approx(np.abs(colored - original).mean() / 127.5, rel=1e-4)

@@ -56,14 +56,21 @@ def test_image_scores_match_their_definitions(original: np.ndarray, colored: np.
         "delta_e": pytest.approx(difference, abs=1e-3),
         "colorfulness": pytest.approx(oracles.colorfulness(colored), rel=1e-9),
         "colorfulness_true": pytest.approx(oracles.colorfulness(original), rel=1e-9),
+        "colorfulness_abs": pytest.approx(oracles.colorfulness(colored, absolute=True), rel=1e-9),
+        "colorfulness_abs_true": pytest.approx(oracles.colorfulness(original, absolute=True), rel=1e-9),
+        "delta_colorfulness": pytest.approx(
+            oracles.colorfulness(colored, absolute=True) - oracles.colorfulness(original, absolute=True), abs=1e-9
+        ),
     }
 
 
-def test_colorfulness_of_gray_is_zero_and_differences_are_signed() -> None:
+def test_colorfulness_of_known_pictures() -> None:
     assert colorfulness(flat((90, 90, 90))) == 0
     # Half red, half green: rg is +255 and -255, so its mean is 0 and its standard deviation 255.
     halves = np.concatenate([flat((255, 0, 0)), flat((0, 255, 0))])
     assert colorfulness(halves) == pytest.approx(255 + 0.3 * 127.5)
+    # |rg| is 255 everywhere.
+    assert colorfulness(halves, absolute=True) == pytest.approx(0.3 * np.hypot(255, 127.5))
 
 
 TRUE = np.random.default_rng(3).normal(20, 15, (4, 2, 16, 16))  # ab of four images

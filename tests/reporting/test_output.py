@@ -26,11 +26,13 @@ RUN_FLAGS = "--device cpu --feature-maps 3 --lr 0.003 --epoch 2 4 --weight-decay
 RUNS = [f"epoch_{epoch}_lr_0.003_weight_decay_1e-05" for epoch in (2, 4)]
 COLUMNS = (
     "network activation feature_maps lr epoch weight_decay seed status train_mse val_mse test_mse test_mse_a "
-    "test_mse_b gray_mse mean_color_mse rmse_lab psnr ssim delta_e colorfulness colorfulness_true seconds "
-    "checkpoint diverged_epoch beats_gray beats_mean_color chroma_ratio variety_ratio verdict"
+    "test_mse_b gray_mse mean_color_mse rmse_lab psnr ssim delta_e colorfulness colorfulness_true "
+    "colorfulness_abs colorfulness_abs_true delta_colorfulness seconds checkpoint diverged_epoch beats_gray "
+    "beats_mean_color chroma_ratio variety_ratio verdict"
 ).split()
 COLORIZER_COLUMNS = set(
-    "activation psnr ssim delta_e colorfulness colorfulness_true chroma_ratio variety_ratio verdict".split()
+    "activation psnr ssim delta_e colorfulness colorfulness_true colorfulness_abs colorfulness_abs_true "
+    "delta_colorfulness chroma_ratio variety_ratio verdict".split()
 )
 GRAY_LIGHTNESS = oracles.lab(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))[:, 0]
 HALF_STEP = np.diff(GRAY_LIGHTNESS).max() / 2  # how far rounding to 8 bits can move the L* of a gray pixel
