@@ -96,7 +96,10 @@ DPI = 150
 
 # --- Coloring photographs --------------------------------------------------------------------------
 PRETRAINED = Path(__file__).resolve().parent / "pretrained/photos.pt"  # the colorizer that comes with the project
-MARGIN = 16  # mirrored pixels around a photograph, for a network with a pretrained encoder; a multiple of 16
+# A network with a pretrained encoder sees a photograph of any size. Its longer side has so many pixels, so that the
+# shorter side of a photograph of 3:2 has 128, as in training. The sum of side and two margins is a multiple of 32.
+PHOTO_SIDE = 192
+MARGIN = 16  # mirrored pixels around the photograph
 MAX_SATURATION = 4.0
 MAX_AUTO_SATURATION = 2.0  # a least-squares prediction times 2 has the error of gray
 

@@ -6,6 +6,7 @@ PHOTOS holds sharp photographs (.jpg) and tiny-imagenet-60k.tar, with photograph
 go into FOLDER, which needs 20 GB; the last one is photos.pt. The same command continues after a stop.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,16 @@ import Constants
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 ARCHIVE = "tiny-imagenet-60k.tar"
 NETWORK = (
     "--network colorizer --activation tanh --encoder mobilenet_v2 --skip on --feature-maps 32,32,64,96,128,256 "
-    "--weight-decay 0 --batch-size 32 --schedule cosine --warmup-steps 100 --precision fp32 --jobs 1"
+    "--weight-decay 0 --batch-size 32 --schedule cosine --warmup-steps 100 --precision fp32"
 )
-# Copies of each sharp photograph among the small ones, and the flags of the training run.
+# Copies of each sharp photograph among the small ones, processes, and the flags of the training run.
 STAGES = {
-    "stage1": (1, "--epoch 1 --lr 0.002"),
-    "stage2": (8, "--epoch 4 --lr 0.002"),
+    "stage1": (1, 1, "--epoch 1 --lr 0.002"),
+    "stage2": (8, 2, "--epoch 3 --lr 0.002"),
 }
 
 
@@ -63,19 +65,21 @@ def main() -> None:
     if not (options.photos / ARCHIVE).is_file():
         raise UserError(f"{options.photos} has no {ARCHIVE}: docs/pretrained.md says where the photographs come from")
     trained: list[Path] = []
-    for stage, (copies, flags) in STAGES.items():
+    for stage, (copies, processes, flags) in STAGES.items():
         images, output = options.folder / f"{stage}_photos", options.folder / stage
         collect(options.photos, images, copies)
         start = ["--init-from", trained[-1]] if trained else []
-        run("main.py", *NETWORK.split(), *flags.split(), *start, "--images", images, "--output", output)
+        flags = [*NETWORK.split(), *flags.split(), *start, "--images", images, "--output", output]
+        run(*TORCHRUN, "--nproc-per-node", processes, ROOT / "main.py", *flags)
         trained.append(output / "checkpoints/best_colorizer.pt")
-    run("colorize.py", "--checkpoint", trained[-1], "--export", options.folder / "photos.pt")
+    run(ROOT / "colorize.py", "--checkpoint", trained[-1], "--export", options.folder / "photos.pt")
 
 
-def run(program: str, *arguments: object) -> None:
-    """Runs a program of the project. Raises UserError if it fails."""
-    if subprocess.run([sys.executable, ROOT / program, *map(str, arguments)]).returncode:
-        raise UserError(f"{program} did not finish; the same command continues")
+def run(*arguments: object) -> None:
+    """Runs Python with one thread per process. Raises UserError if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if subprocess.run([sys.executable, *map(str, arguments)], env=environment).returncode:
+        raise UserError("a program did not finish; the same command continues")
 
 
 if __name__ == "__main__":

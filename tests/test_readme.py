@@ -14,6 +14,7 @@ import pytest
 from helpers import ROOT, picture, write
 
 import colorize
+import Constants
 import main
 from deepcolor.training.config import TrainConfig
 from utils import format_value
@@ -44,6 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after cloning, with a grid and images that take seconds, some photographs and an sbatch."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "*.pt"))
+    shutil.copy(Constants.PRETRAINED, folder / "pretrained")
     shutil.rmtree(folder / "data" / "train")
     for path, constants in SMALL.items():
         text = (folder / path).read_text()

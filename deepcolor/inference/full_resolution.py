@@ -30,7 +30,7 @@ def colorize_photo(
 
     `saturation` is a factor of the predicted ab. None: that of the checkpoint.
     """
-    seen = model_input(photo, predictor.margin)
+    seen = model_input(photo, predictor.margin, predictor.side)
     return join(photo, seen, predict_ab(predictor, seen.lightness, saturation), threads)
 
 

@@ -28,6 +28,11 @@ class Predictor:
     description: str  # one line about it
     saturation: float = 1.0  # gave the validation photographs their mean chroma; older checkpoints do not have it
     mean_ab: tuple[float, float] | None = None  # of its training images, in Lab units; older checkpoints do not have it
+    # How it sees a photograph: pixels of the longer side, mirrored pixels around it, and whether the prediction is
+    # averaged with that for the mirror image.
+    side: int = Constants.IMAGE_SIZE
+    margin: int = 0
+    mirrors: bool = False
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Self:
@@ -44,7 +49,7 @@ class Predictor:
         scale = Constants.OUTPUT_SCALES[content["activation"]]
         metrics = content.get("metrics", {})
         mean_ab = tuple(metrics.get(key) for key in ("train_mean_a", "train_mean_b"))
-        return cls(
+        predictor = cls(
             network.to(device).eval(),
             device,
             scale,
@@ -53,6 +58,10 @@ class Predictor:
             metrics.get("saturation", 1.0),
             None if None in mean_ab else mean_ab,
         )
+        # The other networks see an image exactly as in training.
+        if hasattr(network, "mobilenet"):
+            return replace(predictor, side=Constants.PHOTO_SIDE, margin=Constants.MARGIN, mirrors=True)
+        return predictor
 
     @classmethod
     def load_default(cls, device: torch.device) -> Self:
@@ -75,14 +84,9 @@ class Predictor:
             )
         return replace(predictor, description=predictor.description + hint)
 
-    @property
-    def margin(self) -> int:
-        """The mirrored pixels that a photograph needs on each side.
-
-        A pretrained encoder accepts larger images, so that the borders of its input lie outside the photograph. The
-        other networks see an image exactly as in training.
-        """
-        return Constants.MARGIN if hasattr(self.network, "mobilenet") else 0
+    def for_clips(self) -> Self:
+        """Returns the predictor that sees a frame in 128 pixels and without its mirror image, which is faster."""
+        return replace(self, side=Constants.IMAGE_SIZE, mirrors=False)
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L*/100 (N,1,128,128) -> ab (N,2,128,128) in Lab units, on the network's device."""
@@ -93,10 +97,10 @@ class Predictor:
     def predict(self, lightness: np.ndarray) -> np.ndarray:
         """L*/100 (S,S) or (N,S,S) -> ab (2,S,S) or (N,2,S,S) in Lab units, all float32.
 
-        With a pretrained encoder, the mean of the predictions for the image and for its mirror image.
+        If `mirrors`, the mean of the predictions for the image and for its mirror image.
         """
         batch = torch.from_numpy(lightness).reshape(-1, 1, *lightness.shape[-2:]).to(self.device)
-        if self.margin:
+        if self.mirrors:
             image, mirrored = self.forward(torch.cat([batch, batch.flip(3)])).chunk(2)
             ab = ((image + mirrored.flip(3)) / 2).cpu().numpy()
         else:

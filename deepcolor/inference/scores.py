@@ -73,7 +73,7 @@ def score_photo(predictor: "Predictor", photo: Photo, threads: int = 1, saturati
         raise Unreadable(f"too small to score: {SMALLEST} pixels on each side are needed")
     original.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     flat = Photo(original, None)
-    seen = model_input(flat, predictor.margin)
+    seen = model_input(flat, predictor.margin, predictor.side)
     predicted = predict_ab(predictor, seen.lightness, saturation)
     rgb, colored = np.asarray(original), np.asarray(join(flat, seen, predicted, threads))
     true_ab = np.moveaxis(srgb_to_lab(rgb)[..., 1:], -1, 0)
@@ -98,7 +98,7 @@ def perceptual_distance(original: np.ndarray, colored: np.ndarray) -> dict[str, 
     model = _lpips_model()
     if model is None:
         return {}
-    first, second = (torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1 for image in (original, colored))
+    first, second = (torch.tensor(image).permute(2, 0, 1)[None] / 127.5 - 1 for image in (original, colored))
     with torch.inference_mode():
         return {"lpips": float(model(first, second))}
 

@@ -52,6 +52,7 @@ def colorize_frames(
         the same pairs in the same order, with colored frames.
     """
     cores = available_cores()
+    predictor = predictor.for_clips()
     with ThreadPoolExecutor(cores) as pool:
         waiting = deque()
         for frame in smooth_colors(_predict_batches(predictor, frames, saturation, pool)):
@@ -73,7 +74,7 @@ def _predict_batches(
         width, height = first[1].color.size
         count = max(1, min(_BATCH, _BATCH_PIXELS // (width * height)))
         batch = [first, *itertools.islice(frames, count - 1)]
-        inputs = list(pool.map(lambda pair: model_input(pair[1], predictor.margin), batch))
+        inputs = list(pool.map(lambda pair: model_input(pair[1], predictor.margin, predictor.side), batch))
         predicted = predict_ab(predictor, np.stack([seen.lightness for seen in inputs]), saturation)
         for (key, photo), seen, ab in zip(batch, inputs, predicted):
             yield Frame((key, photo, seen), seen.lightness, ab)

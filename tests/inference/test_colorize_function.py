@@ -1,15 +1,17 @@
 """`from colorize import load, colorize`, and where in a photograph each predicted color ends up."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import oracles
 import pytest
-from helpers import picture
+from helpers import ROOT, picture
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+import Constants
 import main
 from colorize import colorize, load
 from deepcolor.common.color import yab_to_srgb
@@ -24,7 +26,7 @@ GRAY = 119  # of L* 50, where the colors of these tests are inside sRGB
 class FixedPredictor:
     """Predicts the same ab for every photograph, and remembers the last input."""
 
-    margin = 0
+    margin, side = 0, 128
     saturation = 1.0
 
     def __init__(self, ab: np.ndarray) -> None:
@@ -145,3 +147,17 @@ def test_an_unseen_face_is_closer_to_the_truth_than_in_the_mean_color(
     found, mean_color = np.mean(errors, axis=0)
     print(f"mean CIEDE2000 of {len(unseen)} unseen faces: {found:.2f}; mean color {mean_color:.2f}")
     assert found < 0.93 * mean_color
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/colorize.md").read_text().partition("## From Python")[2]
+    monkeypatch.chdir(tmp_path)  # where there is no sweep
+    names: dict = {"photograph": picture(0, 40, 60), "scan": picture(1, 50, 30)[..., 0]}
+    names["frames"] = [picture(2, 32, 48)] * 3
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    assert names["model"].path == Constants.PRETRAINED
+    assert names["colored"].shape == (40, 60, 3) and names["colored"].dtype == np.uint8
+    assert [each.shape for each in names["several"]] == [(40, 60, 3), (50, 30, 3)]
+    assert np.array_equal(names["several"][0], names["colored"])
+    assert [each.shape for each in names["moving"]] == [(32, 48, 3)] * 3
+    assert oracles.colorfulness(names["pale"]) < oracles.colorfulness(names["colored"])

@@ -1,15 +1,19 @@
 """colorize.py --export: the ONNX file computes what PyTorch computes."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 import torch
-from helpers import files_below, without_privileges
+from helpers import ROOT, files_below, picture, without_privileges, write
+from PIL import Image
 from torch import Tensor, nn
 
+import Constants
 from colorize import load
 from deepcolor.inference import onnx_export
 from deepcolor.inference.predictor import Predictor
@@ -104,3 +108,19 @@ def test_without_the_packages_one_line_names_them(
 def test_an_export_takes_no_photographs(run_colorize: Run, tmp_path: Path) -> None:
     result = run_colorize("a.jpg", "--export", tmp_path / "model.onnx")
     assert result.code == 2 and "not both" in result.lines[0]
+
+
+@needs_onnx
+def test_the_example_without_pytorch(run_colorize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its colors are those of colorize.py, but for the margin and the mirror image of the pretrained network."""
+    photo = write(tmp_path / "grandma.jpg", picture(4))
+    assert run_colorize("--export", tmp_path / "model.onnx", "--checkpoint", Constants.PRETRAINED).code == 0
+    assert run_colorize(photo, "--checkpoint", Constants.PRETRAINED, "--saturation", "1", "--output", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/colorize.md").read_text().partition("## ONNX")[2]
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], {})
+    found, expected = (
+        oracles.lab(np.asarray(Image.open(tmp_path / path)))[..., 1:].mean(axis=(0, 1))
+        for path in ("grandma_color.png", "out/grandma_color.png")
+    )
+    assert np.abs(found - expected).max() < 5

@@ -130,12 +130,16 @@ def test_the_margin_mirrors_the_photograph_on_all_sides(width: int, height: int)
 
 def test_a_mirrored_photograph_has_mirrored_colors(pretrained: Path) -> None:
     model = colorize.load(pretrained)
-    assert model.margin == 16
-    seen = model_input(Photo(Image.fromarray(picture(2, 90, 128)), None), model.margin).lightness
+    assert (model.margin, model.side, model.mirrors) == (16, 192, True)
+    seen = model_input(Photo(Image.fromarray(picture(2, 90, 128)), None), model.margin, model.side).lightness
     ab = model.predict(seen)
     assert np.abs(ab).max() > 1
     np.testing.assert_allclose(model.predict(np.ascontiguousarray(seen[:, ::-1]))[..., ::-1], ab, atol=1e-3)
     np.testing.assert_allclose(predict_ab(model, np.stack([seen, seen]), 2.0)[1], 2 * ab, atol=1e-3)
+    clips = model.for_clips()
+    assert (clips.margin, clips.side) == (16, 128)
+    one_sided = [clips.predict(image) for image in (seen, np.ascontiguousarray(seen[:, ::-1]))]
+    np.testing.assert_allclose((one_sided[0] + one_sided[1][..., ::-1]) / 2, ab, atol=1e-3)
 
 
 def test_export_in_half_precision(run_colorize: Run, pretrained: Path, tmp_path: Path) -> None:

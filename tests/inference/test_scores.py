@@ -75,7 +75,7 @@ def test_the_scores_are_those_of_the_written_picture(run_colorize: Run, tmp_path
 class Constant:
     """Predicts one color."""
 
-    margin = 0
+    margin, side = 0, 128
     saturation = 1.0
 
     def __init__(self, *ab: float) -> None:
