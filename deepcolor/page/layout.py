@@ -126,7 +126,7 @@ def _colorize_tab(sweep: SweepTable, pretrained: Path, folder: Path) -> gr.Dropd
             )
     results = gr.State([])
     colored = gr.on(
-        [photos.change, network.input, saturation.release],
+        [photos.change, network.input, saturation.change],
         colorize,
         [photos, network, saturation],
         [slider, gallery, files, results],
