@@ -97,7 +97,7 @@ DPI = 150
 # --- Coloring photographs --------------------------------------------------------------------------
 PRETRAINED = Path(__file__).resolve().parent / "pretrained/photos.pt"  # the colorizer that comes with the project
 # A network with a pretrained encoder sees a photograph of any size. Its longer side has so many pixels, so that the
-# shorter side of a photograph of 3:2 has 128, as in training. The sum of side and two margins is a multiple of 32.
+# shorter side of a photograph of 3:2 has 128, as in training.
 PHOTO_SIDE = 192
 MARGIN = 16  # mirrored pixels around the photograph
 MAX_SATURATION = 4.0

@@ -13,13 +13,14 @@ from deepcolor.data.image_io import Photo
 if TYPE_CHECKING:
     from deepcolor.inference.predictor import Predictor
 
+_STRIDE = 32  # of a pretrained encoder
 _STRIP_PIXELS = 48 << 10  # the intermediate arrays of a strip fit in the processor's cache
 
 
 class ModelInput(NamedTuple):
     """A photograph as the network sees it."""
 
-    lightness: np.ndarray  # (S,S) float32: L*/100
+    lightness: np.ndarray  # (H,W) float32: L*/100
     valid_region: tuple[slice, slice]  # rows and columns of the photograph; the rest is padding
 
 
@@ -35,27 +36,29 @@ def colorize_photo(
 
 
 def predict_ab(predictor: "Predictor", lightness: np.ndarray, saturation: float | None) -> np.ndarray:
-    """L*/100 (S,S) or (N,S,S) -> ab (2,S,S) or (N,2,S,S) in Lab units, multiplied by `saturation`."""
+    """L*/100 (H,W) or (N,H,W) -> ab (2,H,W) or (N,2,H,W) in Lab units, multiplied by `saturation`."""
     return predictor.predict(lightness) * np.float32(predictor.saturation if saturation is None else saturation)
 
 
 def model_input(photo: Photo, margin: int = 0, side: int = Constants.IMAGE_SIZE) -> ModelInput:
-    """Scales the whole photograph into a square of `side` pixels with a margin, and keeps its aspect ratio.
+    """Scales the whole photograph to `side` pixels on the longer side, and keeps its aspect ratio.
 
-    The margin and the rest of the square mirror the photograph, so that the network sees no artificial edges.
+    It is padded to a square, or if there is a margin by at least the margin to multiples of 32. The padding mirrors the
+    photograph, so that the network sees no artificial edges.
     """
     picture = photo.on_white() if photo.alpha or photo.color.mode == "I;16" else photo.color
     width, height = (max(1, round(side * length / max(picture.size))) for length in picture.size)
     small = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    whole = side + 2 * margin
-    top, left = (whole - height) // 2, (whole - width) // 2
-    padding = (top, whole - height - top), (left, whole - width - left)
+    multiple = _STRIDE if margin else side
+    missing = [2 * margin + -(length + 2 * margin) % multiple for length in (height, width)]
+    top, left = (pixels // 2 for pixels in missing)
+    padding = (top, missing[0] - top), (left, missing[1] - left)
     padded = np.pad(srgb_to_lightness(np.asarray(small)), padding, mode="symmetric")
     return ModelInput(padded, (slice(top, top + height), slice(left, left + width)))
 
 
 def join(photo: Photo, seen: ModelInput, ab: np.ndarray, threads: int = 1) -> Image.Image:
-    """Joins the photograph's L* with the colors `ab` predicted for `seen`: (2,side,side) float32 in Lab units."""
+    """Joins the photograph's L* with the colors `ab` predicted for `seen`: (2,H,W) float32 in Lab units."""
     width, height = photo.color.size
     planes = _enlarge_columns(ab, seen, width)
     colored = Image.new("RGB", photo.color.size)

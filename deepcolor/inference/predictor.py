@@ -86,7 +86,7 @@ class Predictor:
 
     def for_clips(self) -> Self:
         """Returns the predictor that sees a frame in 128 pixels and without its mirror image, which is faster."""
-        return replace(self, side=Constants.IMAGE_SIZE, mirrors=False)
+        return replace(self, side=Constants.IMAGE_SIZE, margin=self.margin // 2, mirrors=False)
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L*/100 (N,1,128,128) -> ab (N,2,128,128) in Lab units, on the network's device."""
@@ -95,7 +95,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, lightness: np.ndarray) -> np.ndarray:
-        """L*/100 (S,S) or (N,S,S) -> ab (2,S,S) or (N,2,S,S) in Lab units, all float32.
+        """L*/100 (H,W) or (N,H,W) -> ab (2,H,W) or (N,2,H,W) in Lab units, all float32.
 
         If `mirrors`, the mean of the predictions for the image and for its mirror image.
         """
