@@ -96,10 +96,9 @@ DPI = 150
 
 # --- Coloring photographs --------------------------------------------------------------------------
 PRETRAINED = Path(__file__).resolve().parent / "pretrained/photos.pt"  # the colorizer that comes with the project
-# A network with a pretrained encoder sees a photograph of any size. Its longer side has so many pixels, so that the
-# shorter side of a photograph of 3:2 has 128, as in training.
-PHOTO_SIDE = 192
-MARGIN = 16  # mirrored pixels around the photograph
+# For a network with a pretrained encoder, which accepts images of other sizes than in training.
+PHOTO_SIDE = 192  # pixels of the longer side, so that the shorter side of a 3:2 photograph has 128, as in training
+MARGIN = 16  # mirrored pixels around the photograph, at least
 MAX_SATURATION = 4.0
 MAX_AUTO_SATURATION = 2.0  # a least-squares prediction times 2 has the error of gray
 

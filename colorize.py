@@ -37,7 +37,7 @@ from deepcolor.data.image_io import Photo, Unreadable
 from deepcolor.inference.full_resolution import colorize_photo
 from deepcolor.inference.pipeline import color_file, color_files, start_early
 from deepcolor.inference.tasks import ColorizeTask, find_tasks
-from utils import Utils
+from utils import UserError, Utils
 
 if TYPE_CHECKING:
     from deepcolor.inference.predictor import Predictor
@@ -139,7 +139,8 @@ def parser() -> argparse.ArgumentParser:
     add("--output", metavar="DIR", type=Path, help="where the colored pictures go (beside the photographs)")
     # Starting CUDA takes longer than a thousand photographs take on the CPU.
     add("--device", choices=Constants.DEVICES, default="cpu", help="auto: a GPU if there is one (cpu)")
-    add("--saturation", type=saturation, metavar="FACTOR", help="of the colors, from 0 to 4 (auto)")
+    factor_help = "of the colors, from 0 to 4, or auto (auto; with --score 1)"
+    add("--saturation", type=saturation, metavar="FACTOR", default=argparse.SUPPRESS, help=factor_help)
     add("--overwrite", action="store_true", help="replace colored pictures that exist")
     add(
         "--export",
@@ -184,9 +185,8 @@ def color_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
     for folder in {task.target.parent for task in todo}:
         remove_abandoned(folder)
     photos, clips = ([task for task in todo if task.is_video == is_video] for is_video in (False, True))
-    colored = (
-        len(process(photos, options, partial(color_file, saturation=options.saturation), "color")[1]) if photos else 0
-    )
+    color = partial(color_file, saturation=options.saturation)
+    colored = len(process(photos, options, color, "color")[1]) if photos else 0
     if colored:
         where = f"below {printable(options.output)}" if options.output else "beside the photographs"
         print(f"colored {colored} of {len(photos)}: {printable(photos[0].target) if len(photos) == 1 else where}")
@@ -223,8 +223,7 @@ def score_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
     """Colors photographs from their L* alone, compares the results with them, and returns how many were scored."""
     from deepcolor.inference import scores
 
-    factor = 1.0 if options.saturation is None else options.saturation  # the errors are those of the network
-    model, rows = process(todo, options, partial(scores.score_file, saturation=factor), "score")
+    model, rows = process(todo, options, partial(scores.score_file, saturation=options.saturation), "score")
     if rows:
         table = scores.to_table(rows, model.mean_ab)
         path = (options.output or Path()) / "scores.csv"
@@ -236,21 +235,28 @@ def score_all(todo: list[ColorizeTask], options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Writes the network as an ONNX file and returns the exit code. Raises UserError."""
-    if options.export.suffix == ".pt":
-        from deepcolor.training import trained_colorizer
+    """Writes the network as a smaller checkpoint or as an ONNX file. Returns the exit code. Raises UserError."""
+    target = options.export
+    ending = target.suffix.lower()
+    if ending not in (".onnx", ".pt"):
+        raise UserError(f"--export {target}: the name of the file must end in .onnx or .pt")
+    if target.is_dir():
+        raise UserError(f"--export {target}: this is a folder; name a file")
+    if ending == ".onnx":
+        from deepcolor.inference import onnx_export
 
-        check_writable(options.export.parent, options.export.parent, "--export")
-        trained_colorizer.export(load(options.checkpoint).path, options.export)
-        print(f"wrote {printable(options.export)} in half precision")
-        return 0
-    from deepcolor.inference import onnx_export
-
-    onnx_export.check_export(options.export)
+        onnx_export.check_installed()
+    check_writable(target.parent, target.parent, "--export")
     model = load(options.checkpoint)
     print(f"with {printable(model.description)}", flush=True)
-    difference = onnx_export.export(model, options.export)
-    print(f"wrote {printable(options.export)}: L (N,1,128,128) -> ab (N,2,128,128), both in Lab units")
+    if ending == ".pt":
+        from deepcolor.training import trained_colorizer
+
+        trained_colorizer.export(model.path, target)
+        print(f"wrote {printable(target)} in half precision")
+        return 0
+    difference = onnx_export.export(model, target)
+    print(f"wrote {printable(target)}: L (N,1,128,128) -> ab (N,2,128,128), both in Lab units")
     print(f"onnxruntime differs from PyTorch by at most {difference:.1e} in ab")
     return 0
 
@@ -280,6 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if bool(options.photos) == bool(options.export):
         parser().error("either PHOTO_OR_FOLDER or --export is required, and not both")
+    # By default, scores are those of the network's own prediction.
+    options.saturation = getattr(options, "saturation", 1.0 if options.score else None)
     keep_freed_memory()
     return cli.run("colorize.py", lambda: run(options), options.output or ".")
 

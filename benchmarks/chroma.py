@@ -4,7 +4,7 @@
 
 Prints ratios for two factors of ab: 1, and that of --saturation auto. The border is the outer 4 % of the picture on
 each side, and the chroma error |predicted chroma - true chroma| there is divided by that of the rest. The prediction is
-compared before colors outside sRGB are desaturated. The error is in units of (ab + 128) / 255.
+compared before colors outside sRGB are desaturated. `colorize.py --score` has the errors.
 """
 
 import sys
@@ -14,22 +14,20 @@ import common
 import numpy as np
 
 import colorize
-import Constants
 from deepcolor.common.color import srgb_to_lab
 from deepcolor.data.image_io import Photo, find_photos, open_image, read_file, read_photo
 from deepcolor.inference.full_resolution import enlarge_ab, model_input, predict_ab
 
 BORDER = 0.04  # of width and height
 SIDE = 512  # larger photographs are compared at this size
-COLUMNS = ("saturation", "mse", "gray mse", "chroma / true chroma", "border / rest, chroma error")
+COLUMNS = ("saturation", "chroma / true chroma", "border / rest, chroma error")
 
 
 def compare(model: object, path: Path) -> np.ndarray:
-    """Returns (2,6): for each factor mse, gray mse, chroma, true chroma, chroma error at the border and in the rest."""
+    """Returns (2,4): for each factor chroma, true chroma, and chroma error at the border and in the rest."""
     picture = read_photo(open_image(read_file(path, path.parent))).on_white()
     picture.thumbnail((SIDE, SIDE))
-    true = np.moveaxis(srgb_to_lab(np.asarray(picture))[..., 1:], -1, 0)
-    true_chroma = np.hypot(*true)
+    true_chroma = np.hypot(*np.moveaxis(srgb_to_lab(np.asarray(picture))[..., 1:], -1, 0))
     height, width = true_chroma.shape
     border = np.ones((height, width), bool)
     rows, columns = (max(1, round(BORDER * length)) for length in (height, width))
@@ -37,11 +35,9 @@ def compare(model: object, path: Path) -> np.ndarray:
     seen = model_input(Photo(picture, None), model.margin, model.side)
     values = []
     for factor in (1.0, model.saturation):
-        ab = enlarge_ab(predict_ab(model, seen.lightness, factor), seen, picture.size)
-        chroma = np.hypot(*ab)
+        chroma = np.hypot(*enlarge_ab(predict_ab(model, seen.lightness, factor), seen, picture.size))
         error = np.abs(chroma - true_chroma)
-        squares = (np.square(each).mean() / Constants.MSE_UNIT**2 for each in (ab - true, true))
-        values.append([*squares, chroma.mean(), true_chroma.mean(), error[border].mean(), error[~border].mean()])
+        values.append([chroma.mean(), true_chroma.mean(), error[border].mean(), error[~border].mean()])
     return np.array(values)
 
 
@@ -54,8 +50,8 @@ def main() -> None:
     photos = [options.folder / name for name in find_photos(options.folder)]
     rows = []
     for factor, means in zip((1.0, model.saturation), np.mean([compare(model, path) for path in photos], axis=0)):
-        mse, gray, chroma, true, border, rest = means
-        rows.append([f"{factor:.2f}", f"{mse:.6f}", f"{gray:.6f}", f"{chroma / true:.2f}", f"{border / rest:.2f}"])
+        chroma, true, border, rest = means
+        rows.append([f"{factor:.2f}", f"{chroma / true:.2f}", f"{border / rest:.2f}"])
     print(f"{len(photos)} photographs\n", common.markdown(COLUMNS, rows), sep="\n")
 
 

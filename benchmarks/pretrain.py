@@ -3,7 +3,7 @@
     python3 benchmarks/pretrain.py PHOTOS FOLDER
 
 PHOTOS holds sharp photographs (.jpg) and tiny-imagenet-60k.tar, with photographs of 64x64 pixels (.JPEG). All results
-go into FOLDER, which needs 20 GB; the last one is photos.pt. The same command continues after a stop.
+go into FOLDER, which needs 20 GB. FOLDER/photos.pt is the colorizer. The same command continues after a stop.
 """
 
 import os
@@ -33,7 +33,7 @@ STAGES = {
 
 
 def subset(number: int) -> str:
-    """Returns the subset of a sharp photograph, by its position in the sorted names: 2 of 13 are held back."""
+    """Returns the subset of a sharp photograph from its position in the sorted names."""
     return {0: "test", 7: "test", 3: "val"}.get(number % 13, "train")
 
 
@@ -69,8 +69,8 @@ def main() -> None:
         images, output = options.folder / f"{stage}_photos", options.folder / stage
         collect(options.photos, images, copies)
         start = ["--init-from", trained[-1]] if trained else []
-        flags = [*NETWORK.split(), *flags.split(), *start, "--images", images, "--output", output]
-        run(*TORCHRUN, "--nproc-per-node", processes, ROOT / "main.py", *flags)
+        command = [ROOT / "main.py", *NETWORK.split(), *flags.split(), *start, "--images", images, "--output", output]
+        run(*TORCHRUN, "--nproc-per-node", processes, *command)
         trained.append(output / "checkpoints/best_colorizer.pt")
     run(ROOT / "colorize.py", "--checkpoint", trained[-1], "--export", options.folder / "photos.pt")
 

@@ -35,7 +35,7 @@ def triplet(model: object, path: Path) -> list[Image.Image]:
 
 
 def sheet(triplets: list[list[Image.Image]], columns: int) -> Image.Image:
-    """Returns the triplets from left to right, in so many columns, below a line of labels."""
+    """Returns the triplets from left to right and from top to bottom, below a line of labels."""
     step = len(LABELS) * (WIDTH + GAP) + 2 * GAP
     rows = -(-len(triplets) // columns)
     page = Image.new("RGB", (columns * step - 3 * GAP, 20 + rows * (HEIGHT + GAP)), "white")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import Constants
-from deepcolor.common.files import check_writable, write_atomically
+from deepcolor.common.files import write_atomically
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -35,16 +35,11 @@ class LabColorizer(nn.Module):
         return self.predictor.forward(lightness * 0.01)
 
 
-def check_export(path: Path) -> None:
-    """Raises UserError if packages are missing or `path` cannot be written."""
-    if path.suffix.lower() != ".onnx":
-        raise UserError(f"--export {path}: the name of the file must end in .onnx or .pt")
+def check_installed() -> None:
+    """Raises UserError if packages are missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--export needs the package {' and '.join(missing)}: pip install {' '.join(missing)}")
-    if path.is_dir():
-        raise UserError(f"--export {path}: this is a folder; name a file")
-    check_writable(path.parent, path.parent, "--export")
 
 
 def export(predictor: "Predictor", path: Path) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import Constants
 from Colorizer import Colorizer
-from deepcolor.training.checkpoint import load_usable
 from deepcolor.training.paths import RunPaths
 from deepcolor.training.trained_colorizer import load_colorizer
 from utils import UserError
@@ -28,11 +27,11 @@ class Predictor:
     description: str  # one line about it
     saturation: float = 1.0  # gave the validation photographs their mean chroma; older checkpoints do not have it
     mean_ab: tuple[float, float] | None = None  # of its training images, in Lab units; older checkpoints do not have it
-    # How it sees a photograph: pixels of the longer side, mirrored pixels around it, and whether the prediction is
-    # averaged with that for the mirror image.
-    side: int = Constants.IMAGE_SIZE
-    margin: int = 0
-    mirrors: bool = False
+    own_photographs: bool = True  # whether it learned from others than the built-in images
+    # How the network sees a photograph.
+    side: int = Constants.IMAGE_SIZE  # pixels of the longer side
+    margin: int = 0  # mirrored pixels around it, at least
+    average_flipped: bool = False  # whether `predict` averages with the prediction for the flipped photograph
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Self:
@@ -45,22 +44,21 @@ class Predictor:
         network, content = load_colorizer(path)
         details = f"{content['activation']}, {content['epoch']} epochs"
         if is_sweep:
-            details += f", val mse {content.get('metrics', {}).get('val_mse', math.nan):.6f}, best of the sweep"
-        scale = Constants.OUTPUT_SCALES[content["activation"]]
-        metrics = content.get("metrics", {})
-        mean_ab = tuple(metrics.get(key) for key in ("train_mean_a", "train_mean_b"))
+            details += f", val mse {_metric(content, 'val_mse', math.nan):.6f}, best of the sweep"
+        mean_ab = tuple(_metric(content, key, math.nan) for key in ("train_mean_a", "train_mean_b"))
         predictor = cls(
             network.to(device).eval(),
             device,
-            scale,
+            Constants.OUTPUT_SCALES[content["activation"]],
             path,
             f"{path} ({details})",
-            metrics.get("saturation", 1.0),
-            None if None in mean_ab else mean_ab,
+            saturation=_metric(content, "saturation", 1.0),
+            mean_ab=mean_ab if np.isfinite(mean_ab).all() else None,
+            own_photographs=bool(_metric(content, "own_photographs", True)),
         )
         # The other networks see an image exactly as in training.
         if hasattr(network, "mobilenet"):
-            return replace(predictor, side=Constants.PHOTO_SIDE, margin=Constants.MARGIN, mirrors=True)
+            return replace(predictor, side=Constants.PHOTO_SIDE, margin=Constants.MARGIN, average_flipped=True)
         return predictor
 
     @classmethod
@@ -69,24 +67,24 @@ class Predictor:
 
         Otherwise loads the pretrained one. Raises UserError if there is neither.
         """
-        best, pretrained = RunPaths(Path()).best("colorizer"), Constants.PRETRAINED
-        own = best.exists() and load_usable(best).get("metrics", {}).get("own_photographs", True)
-        if best.exists() and (own or not pretrained.exists()):
-            hint = "; --checkpoint pretrained/photos.pt takes the pretrained one" if pretrained.exists() else ""
-            predictor = cls.load(Path(), device)
-        elif pretrained.exists():
-            hint = "; --checkpoint FOLDER takes the best of a sweep"
-            predictor = cls.load(pretrained, device)
-        else:
+        pretrained = Constants.PRETRAINED
+        best = cls.load(Path(), device) if RunPaths(Path()).best("colorizer").exists() else None
+        if not pretrained.exists():
+            if best:
+                return best
             raise UserError(
                 f"no trained colorizer: {pretrained} is missing (docs/pretrained.md says how to get or make it), and "
                 "there is no sweep in this folder; train one (python3 main.py), or name one with --checkpoint"
             )
-        return replace(predictor, description=predictor.description + hint)
+        if best and best.own_photographs:
+            predictor, hint = best, "--checkpoint pretrained/photos.pt takes the pretrained one"
+        else:
+            predictor, hint = cls.load(pretrained, device), "--checkpoint FOLDER takes the best of a sweep"
+        return replace(predictor, description=f"{predictor.description}; {hint}")
 
     def for_clips(self) -> Self:
-        """Returns the predictor that sees a frame in 128 pixels and without its mirror image, which is faster."""
-        return replace(self, side=Constants.IMAGE_SIZE, margin=self.margin // 2, mirrors=False)
+        """Returns the predictor that sees a frame in 128 pixels and does not average, which is faster."""
+        return replace(self, side=Constants.IMAGE_SIZE, margin=self.margin // 2, average_flipped=False)
 
     def forward(self, lightness: Tensor) -> Tensor:
         """L*/100 (N,1,128,128) -> ab (N,2,128,128) in Lab units, on the network's device."""
@@ -97,12 +95,12 @@ class Predictor:
     def predict(self, lightness: np.ndarray) -> np.ndarray:
         """L*/100 (H,W) or (N,H,W) -> ab (2,H,W) or (N,2,H,W) in Lab units, all float32.
 
-        If `mirrors`, the mean of the predictions for the image and for its mirror image.
+        If `average_flipped`, the mean of the predictions for the image and for the flipped image.
         """
         batch = torch.from_numpy(lightness).reshape(-1, 1, *lightness.shape[-2:]).to(self.device)
-        if self.mirrors:
-            image, mirrored = self.forward(torch.cat([batch, batch.flip(3)])).chunk(2)
-            ab = ((image + mirrored.flip(3)) / 2).cpu().numpy()
+        if self.average_flipped:
+            image, flipped = self.forward(torch.cat([batch, batch.flip(3)])).chunk(2)
+            ab = ((image + flipped.flip(3)) / 2).cpu().numpy()
         else:
             ab = self.forward(batch).cpu().numpy()
         return ab if lightness.ndim == 3 else ab[0]
@@ -111,6 +109,13 @@ class Predictor:
     def use_one_thread() -> None:
         """Limits PyTorch to one thread in this process, because other processes or threads use the other cores."""
         torch.set_num_threads(1)
+
+
+def _metric(content: dict, name: str, default: float) -> float:
+    """Returns a metric of a checkpoint, or the default if it is missing or not a finite number."""
+    metrics = content.get("metrics")
+    value = metrics.get(name) if isinstance(metrics, dict) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else default
 
 
 def _best_checkpoint(folder: Path) -> Path:

@@ -43,7 +43,7 @@ _CELLS = {
 
 
 def score_file(
-    task: ColorizeTask, load: Callable[[], "Predictor"], threads: int, saturation: float = 1.0
+    task: ColorizeTask, load: Callable[[], "Predictor"], threads: int, saturation: float | None = None
 ) -> dict[str, object] | str:
     """Scores one photograph with the predictor that `load` returns. Returns a row for `to_table`, or why it failed."""
     try:
@@ -55,7 +55,9 @@ def score_file(
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def score_photo(predictor: "Predictor", photo: Photo, threads: int = 1, saturation: float = 1.0) -> dict[str, object]:
+def score_photo(
+    predictor: "Predictor", photo: Photo, threads: int = 1, saturation: float | None = None
+) -> dict[str, object]:
     """Colors a photograph from its L* alone and compares the result with it.
 
     The errors are in units of (ab + 128) / 255. They are those of the predicted ab, before colors outside sRGB are

@@ -78,52 +78,13 @@ def _colorize_tab(sweep: SweepTable, pretrained: Path, folder: Path) -> gr.Dropd
             gr.Warning(html.escape(failure))
         small = [photographs.preview(result.colored, 256) for result in results]
         files = [str(result.colored) for result in results]
-        return compare(results[0]), small, files, results
+        return _compare(results[0]), small, files, results
 
-    def compare(result: Result) -> Pair:
-        return tuple(photographs.preview(path) for path in result)
-
-    def select(results: list[Result], event: gr.SelectData) -> Pair:
-        try:
-            return compare(results[event.index])
-        except Unreadable as error:
-            raise gr.Error("The picture is gone: drop the photograph again.", print_exception=False) from error
-
-    names = _names(sweep, pretrained)
     with gr.Row():
         with gr.Column(scale=1):
-            photos = gr.Gallery(
-                label="Drop photographs here, or paste one",
-                type="filepath",
-                file_types=["image"],
-                sources=["upload", "clipboard"],
-                elem_id="photos",
-                height=240,
-                interactive=True,
-            )
-            network = gr.Dropdown(names, value=names[0] if names else None, label="Network", elem_id="network")
-            saturation = gr.Slider(0, 2, value=1, step=0.05, label="Saturation", elem_id="saturation")
+            photos, network, saturation = _inputs(_names(sweep, pretrained))
         with gr.Column(scale=2):
-            slider = gr.ImageSlider(
-                label="Before and after", format="png", max_height=600, interactive=False, elem_id="compare"
-            )
-            gallery = gr.Gallery(
-                label="All photographs: click one to compare it",
-                format="png",
-                columns=6,
-                fit_columns=False,
-                height=160,
-                allow_preview=False,
-                interactive=False,
-                visible=False,
-                elem_id="all",
-            )
-            files = gr.File(
-                label="Download in full size",
-                file_count="multiple",
-                interactive=False,
-                elem_id="download",
-            )
+            slider, gallery, files = _outputs()
     results = gr.State([])
     colored = gr.on(
         [photos.change, network.input, saturation.change],
@@ -136,8 +97,56 @@ def _colorize_tab(sweep: SweepTable, pretrained: Path, folder: Path) -> gr.Dropd
     )
     show_if_several = gr.Gallery(visible=False), gr.Gallery(visible=True)
     colored.then(lambda results: show_if_several[len(results) > 1], results, gallery, api_visibility="private")
-    gallery.select(select, results, slider, api_visibility="private")
+    gallery.select(_select, results, slider, api_visibility="private")
     return network
+
+
+def _compare(result: Result) -> Pair:
+    return tuple(photographs.preview(path) for path in result)
+
+
+def _select(results: list[Result], event: gr.SelectData) -> Pair:
+    """Returns the picture that was clicked, before and after."""
+    try:
+        return _compare(results[event.index])
+    except Unreadable as error:
+        raise gr.Error("The picture is gone: drop the photograph again.", print_exception=False) from error
+
+
+def _inputs(names: list[str]) -> tuple[gr.Gallery, gr.Dropdown, gr.Slider]:
+    """Adds the photographs, the choice of the network and the saturation."""
+    photos = gr.Gallery(
+        label="Drop photographs here, or paste one",
+        type="filepath",
+        file_types=["image"],
+        sources=["upload", "clipboard"],
+        elem_id="photos",
+        height=240,
+        interactive=True,
+    )
+    network = gr.Dropdown(names, value=names[0] if names else None, label="Network", elem_id="network")
+    saturation = gr.Slider(0, 2, value=1, step=0.05, label="Saturation", elem_id="saturation")
+    return photos, network, saturation
+
+
+def _outputs() -> tuple[gr.ImageSlider, gr.Gallery, gr.File]:
+    """Adds the comparison, the gallery of the results and the downloads."""
+    slider = gr.ImageSlider(
+        label="Before and after", format="png", max_height=600, interactive=False, elem_id="compare"
+    )
+    gallery = gr.Gallery(
+        label="All photographs: click one to compare it",
+        format="png",
+        columns=6,
+        fit_columns=False,
+        height=160,
+        allow_preview=False,
+        interactive=False,
+        visible=False,
+        elem_id="all",
+    )
+    files = gr.File(label="Download in full size", file_count="multiple", interactive=False, elem_id="download")
+    return slider, gallery, files
 
 
 def _sweep_tab(sweep: SweepTable, network: gr.Dropdown, pretrained: Path) -> None:

@@ -44,7 +44,7 @@ def color(photos: Iterable[Path], checkpoint: Path, saturation: float, folder: P
     Args:
         photos: files.
         checkpoint: of a Colorizer.
-        saturation: 1 for that of the checkpoint; a factor of it.
+        saturation: factor of the checkpoint's saturation; 1 gives the colors of colorize.py.
         folder: where a new folder with the pictures is made.
 
     Returns:

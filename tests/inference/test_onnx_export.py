@@ -91,6 +91,8 @@ def test_a_file_that_cannot_be_written(run_colorize: Run, tmp_path: Path) -> Non
             "file/model.onnx": "file",
             "closed": ".onnx",
             "model.txt": ".onnx",
+            "closed/model.pt": "ermission",
+            "file/model.pt": "file",
         }.items():
             result = run_colorize("--export", tmp_path / name)
             (line,) = result.lines

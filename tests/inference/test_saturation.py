@@ -88,6 +88,15 @@ def test_auto_gives_the_validation_images_their_mean_chroma(sweep: Path, data: L
     assert paths
 
 
+@pytest.mark.parametrize("metrics", ["none", {"saturation": "much"}, {"saturation": float("nan"), "train_mean_a": []}])
+def test_metrics_that_are_not_numbers_count_as_missing(tmp_path: Path, metrics: object) -> None:
+    path = save(Colorizer(4, "tanh"), tmp_path / "odd.pt")
+    checkpoint.save(torch.load(path, weights_only=True) | {"metrics": metrics}, path)
+    model = colorize.load(path)
+    assert (model.saturation, model.mean_ab) == (1, None)
+    assert colorize.colorize(model, picture(0, 20, 20)).shape == (20, 20, 3)
+
+
 def test_the_network_that_is_taken_without_a_checkpoint(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -131,7 +140,7 @@ def test_the_margin_mirrors_the_photograph_on_all_sides(width: int, height: int)
 
 def test_a_mirrored_photograph_has_mirrored_colors(pretrained: Path) -> None:
     model = colorize.load(pretrained)
-    assert (model.margin, model.side, model.mirrors) == (16, 192, True)
+    assert (model.margin, model.side, model.average_flipped) == (16, 192, True)
     seen = model_input(Photo(Image.fromarray(picture(2, 90, 128)), None), model.margin, model.side).lightness
     ab = model.predict(seen)
     assert np.abs(ab).max() > 1

@@ -15,6 +15,7 @@ from helpers import TEST_PHOTOS, photo, picture, write
 from PIL import Image
 
 import Constants
+from colorize import load
 from deepcolor.data.image_io import Photo
 from deepcolor.inference import scores
 from deepcolor.inference.scores import SIDE, score_photo, table_lines, to_table
@@ -70,6 +71,19 @@ def test_the_scores_are_those_of_the_written_picture(run_colorize: Run, tmp_path
     assert float(row["colorfulness"]) == pytest.approx(oracles.colorfulness(colored))
     difference = oracles.colorfulness(colored, absolute=True) - oracles.colorfulness(original, absolute=True)
     assert float(row["delta_colorfulness"]) == pytest.approx(difference)
+
+
+def test_scores_with_a_saturation(run_colorize: Run, tmp_path: Path) -> None:
+    """By default those of factor 1. `auto` can be asked for."""
+    path = write(tmp_path / "it.png", picture(3, 40, 60))
+    model = load(Constants.PRETRAINED)
+    photo = Photo(Image.open(path), None)
+    assert model.saturation > 1.2
+    for flags, factor in (([], 1.0), (["--saturation", "auto"], model.saturation), (["--saturation", "0"], 0.0)):
+        command = [path, "--score", "--output", tmp_path, "--checkpoint", Constants.PRETRAINED, *flags]
+        assert run_colorize(*command).code == 0
+        expected = score_photo(model, photo, saturation=factor)["mse"]
+        assert float(read(tmp_path / "scores.csv")[0]["mse"]) == pytest.approx(expected, rel=1e-4)
 
 
 class Constant:

@@ -98,7 +98,7 @@ def test_a_sweep_that_is_killed_at_random_moments_loses_nothing(
                 workers.update(process.workers())
                 process.kill(group=kills % 3 == 0)  # otherwise, the workers must notice that their parent is gone
                 kills += 1
-    assert wait_until(lambda: not any(map(alive, workers)))
+    assert wait_until(lambda: not any(map(alive, workers)), 10)
     result_of(outputs[-1], *command, "--jobs", "1")
     assert {str(output): differences(output, expected) for output in outputs} == {str(o): [] for o in outputs}
 

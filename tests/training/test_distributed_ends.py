@@ -20,7 +20,7 @@ from deepcolor.training.trainer import Trainer
 FLAGS = "--device cpu --activation sigmoid --weight-decay 0 --epoch 2 20 --batch-size 4 --seed 5".split()
 CONFIG = {"lr": 0.01, "weight_decay": 0, "batch_size": 4}
 SNAPSHOTS = (2, 20)
-SECONDS_TO_NOTICE = 50  # that a rank is gone; a busy machine takes longer, and SLOW_DECODER longer still
+SECONDS_TO_NOTICE = 20  # that a rank is gone
 STOPPED = f"main.py: {STOPPED_MESSAGE}"
 LOST = "main.py: another of the 2 ranks failed or does not answer; the same command continues from the last save"
 
