@@ -8,7 +8,6 @@ import secrets
 import tempfile
 import time
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -121,10 +120,12 @@ def wait_for_lock(path: Path, message: str = "") -> Iterator[None]:
 def _lock(path: Path) -> FileLock:
     """Returns a lock that is held unless another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    with contextlib.suppress(Timeout), warnings.catch_warnings(action="ignore"):
-        lock.acquire(timeout=0)
-    if not isinstance(lock, FileLock):  # filelock has replaced it by a lock that a killed process never frees
-        lock.release(force=True)
-        raise OSError(errno.ENOLCK, "this file system does not support locks", str(path))
+    lock = FileLock(path, fallback_to_soft=False)  # a killed process never frees a soft lock
+    try:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        raise OSError(errno.ENOLCK, "this file system does not support locks", str(path)) from error
     return lock
