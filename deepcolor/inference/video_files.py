@@ -60,6 +60,8 @@ class Reader:
         """Turns PyAV's errors into Unreadable."""
         try:
             yield
+        except av.error.InvalidDataError as error:
+            raise Unreadable("it is not a clip, or damaged") from error
         except av.error.FFmpegError as error:
             raise Unreadable(error.strerror or str(error)) from error
 

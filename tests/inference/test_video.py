@@ -224,9 +224,9 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_are_colored(run_colo
     result = run_colorize(*sorted(tmp_path.glob("*.m*")), tmp_path / "missing.mp4")
     reasons = {
         "half.mkv": "truncated",
-        "cut.mp4": "",
-        "text.mp4": "",
-        "empty.mp4": "",
+        "cut.mp4": "not a clip",
+        "text.mp4": "not a clip",
+        "empty.mp4": "not a clip",
         "codec.mp4": "codec",
         "sound.mp4": "",
         "missing.mp4": "no photograph",
