@@ -45,7 +45,7 @@ def colorize_frames(
 
     Args:
         predictor: a trained colorizer.
-        frames: pairs of anything, which is passed on, and a frame. They are read about 30 frames ahead.
+        frames: pairs of anything, which is passed on, and a frame. They are read up to 60 frames ahead, in a thread.
         saturation: factor of the predicted ab. None: that of the checkpoint.
 
     Yields:
@@ -53,9 +53,10 @@ def colorize_frames(
     """
     cores = available_cores()
     predictor = predictor.for_clips()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores) as pool, ThreadPoolExecutor(1) as one_thread:
+        batches = _run_ahead(_predict_batches(predictor, frames, saturation, pool), one_thread)
         waiting = deque()
-        for frame in smooth_colors(_predict_batches(predictor, frames, saturation, pool)):
+        for frame in smooth_colors(itertools.chain.from_iterable(batches)):
             key, photo, seen = frame.source
             waiting.append((key, pool.submit(join, photo, seen, frame.ab)))
             if len(waiting) > 2 * cores:
@@ -67,7 +68,7 @@ def colorize_frames(
 
 def _predict_batches(
     predictor: "Predictor", frames: Iterable[tuple[T, Photo]], saturation: float | None, pool: ThreadPoolExecutor
-) -> Iterator[Frame]:
+) -> Iterator[list[Frame]]:
     """Yields the frames with their predicted colors. The source of each is its key, photograph and ModelInput."""
     frames = iter(frames)
     for first in frames:
@@ -76,8 +77,17 @@ def _predict_batches(
         batch = [first, *itertools.islice(frames, count - 1)]
         inputs = list(pool.map(lambda pair: model_input(pair[1], predictor.margin, predictor.side), batch))
         predicted = predict_ab(predictor, np.stack([seen.lightness for seen in inputs]), saturation)
-        for (key, photo), seen, ab in zip(batch, inputs, predicted):
-            yield Frame((key, photo, seen), seen.lightness, ab)
+        yield [
+            Frame((key, photo, seen), seen.lightness, ab) for (key, photo), seen, ab in zip(batch, inputs, predicted)
+        ]
+
+
+def _run_ahead(items: Iterator[T], one_thread: ThreadPoolExecutor) -> Iterator[T]:
+    """Yields the items. While the caller uses an item, the thread makes the next one."""
+    following = one_thread.submit(next, items, None)
+    while (item := following.result()) is not None:
+        following = one_thread.submit(next, items, None)
+        yield item
 
 
 def color_video(
@@ -109,11 +119,12 @@ def color_video(
             nonlocal written
             with contextlib.closing(Writer(temporary, reader)) as writer:
                 frames = ((frame, to_photo(frame)) for frame in reader.frames(writer.copy_sound))
-                colored = colorize_frames(predictor, frames, saturation)
-                for frame, picture in progress(colored, total=reader.total):
-                    if stop.signal:
-                        break
-                    writer.write(frame, picture)
+                # Closed before the reader is, because a thread reads ahead.
+                with contextlib.closing(colorize_frames(predictor, frames, saturation)) as colored:
+                    for frame, picture in progress(colored, total=reader.total):
+                        if stop.signal:
+                            break
+                        writer.write(frame, picture)
                 written = writer.finish()
 
         write_atomically(task.target, write, durable=False)

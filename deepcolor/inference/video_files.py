@@ -1,6 +1,7 @@
 """Clips as files: reads frames, writes colored frames with the same times, and copies the sound. Uses PyAV."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -121,7 +122,7 @@ class Writer:
         self.reader = reader
         self.container = av.open(path, "w", format=_CONTAINERS[path.suffix.lower()])
         self.sound = {stream: self.container.add_stream_from_template(stream) for stream in reader.sound}
-        self.packets: list[av.Packet] | None = []  # of the sound, until the first frame says how large the video is
+        self.packets: deque[av.Packet] = deque()  # of the sound, not yet written
         self.video = None
         self.frames = 0
 
@@ -136,27 +137,27 @@ class Writer:
         context.sample_aspect_ratio = 1 / aspect if turned else aspect
         context.colorspace = context.color_primaries = context.color_trc = _matrix(size[1])
         context.color_range = 1
-        packets, self.packets = self.packets, None
-        for packet in packets:
-            self.copy_sound(packet)
 
     def copy_sound(self, packet: av.Packet) -> None:
-        """Writes a packet of the sound as it is."""
-        if self.packets is not None:
-            self.packets.append(packet)
-            return
-        shift = self.reader.ticks(packet.stream)
-        if packet.pts is not None:
-            packet.pts -= shift
-        packet.dts -= shift
-        packet.stream = self.sound[packet.stream]
-        self.container.mux(packet)
+        """Takes a packet of the sound, to be written with the next frame. Can be called from another thread."""
+        self.packets.append(packet)
+
+    def _write_sound(self) -> None:
+        while self.packets:
+            packet = self.packets.popleft()
+            shift = self.reader.ticks(packet.stream)
+            if packet.pts is not None:
+                packet.pts -= shift
+            packet.dts -= shift
+            packet.stream = self.sound[packet.stream]
+            self.container.mux(packet)
 
     def write(self, frame: av.VideoFrame, colored: Image.Image) -> None:
         """Encodes a colored frame with the time of the original one."""
         size = colored.width // 2 * 2, colored.height // 2 * 2  # the planes of color have half the size
         if self.video is None:
             self._start(size, turned=frame.rotation % 180 != 0)
+        self._write_sound()
         encoded = av.VideoFrame.from_image(colored.crop((0, 0, *size)))
         encoded = encoded.reformat(
             width=self.video.width, height=self.video.height, format="yuv420p", dst_colorspace=_matrix(size[1])
@@ -169,6 +170,7 @@ class Writer:
         """Writes what the encoder still holds, and returns the number of frames. Raises Unreadable if there is none."""
         if self.video is None:
             raise Unreadable("no frame of it can be decoded")
+        self._write_sound()
         self.container.mux(self.video.encode(None))
         self.container.close()
         return self.frames
