@@ -97,7 +97,7 @@ DPI = 150
 # --- Coloring photographs --------------------------------------------------------------------------
 PRETRAINED = Path(__file__).resolve().parent / "pretrained/photos.pt"  # the colorizer that comes with the project
 # For a network with a pretrained encoder, which accepts images of other sizes than in training.
-PHOTO_SIDE = 192  # pixels of the longer side, so that the shorter side of a 3:2 photograph has 128, as in training
+PHOTO_SIDE = 256  # pixels of the longer side; chosen on validation photographs
 MARGIN = 16  # mirrored pixels around the photograph, at least
 MAX_SATURATION = 4.0
 MAX_AUTO_SATURATION = 2.0  # a least-squares prediction times 2 has the error of gray

@@ -3,19 +3,29 @@
     python3 benchmarks/pretrain.py PHOTOS FOLDER
 
 PHOTOS holds sharp photographs (.jpg) and tiny-imagenet-60k.tar, with photographs of 64x64 pixels (.JPEG). All results
-go into FOLDER, which needs 20 GB. FOLDER/photos.pt is the colorizer. The same command continues after a stop.
+go into FOLDER, which needs 30 GB. FOLDER/photos.pt is the colorizer: the mean of the weights of three stages. The same
+command continues after a stop.
 """
 
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
+import chroma
 import common
+import numpy as np
+import torch
+from PIL import Image
 
 import Constants
+from deepcolor.inference.predictor import Predictor
+from deepcolor.training import checkpoint
+from deepcolor.training.trained_colorizer import load_colorizer
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,10 +35,20 @@ NETWORK = (
     "--network colorizer --activation tanh --encoder mobilenet_v2 --skip on --feature-maps 32,32,64,96,128,256 "
     "--weight-decay 0 --batch-size 32 --schedule cosine --warmup-steps 100 --precision fp32"
 )
-# Copies of each sharp photograph among the small ones, processes, and the flags of the training run.
+
+
+class Stage(NamedTuple):
+    copies: int  # of each sharp photograph among the small ones
+    crops: bool  # whether the copies after the first are random square crops
+    small: int  # takes every small photograph (1) or every second one (2)
+    processes: int
+    flags: str  # of main.py
+
+
 STAGES = {
-    "stage1": (1, 1, "--epoch 1 --lr 0.002"),
-    "stage2": (8, 2, "--epoch 3 --lr 0.002"),
+    "stage1": Stage(1, False, 1, 1, "--epoch 1 --lr 0.002"),
+    "stage2": Stage(8, False, 1, 2, "--epoch 3 --lr 0.002"),
+    "stage3": Stage(12, True, 2, 2, "--epoch 2 --lr 0.001 --encoder-lr 0.1 --dropout 0.2"),
 }
 
 
@@ -37,7 +57,7 @@ def subset(number: int) -> str:
     return {0: "test", 7: "test", 3: "val"}.get(number % 13, "train")
 
 
-def collect(photos: Path, folder: Path, copies: int) -> None:
+def collect(photos: Path, folder: Path, stage: Stage) -> None:
     """Fills `folder` with the three subsets. The small photographs are for training only."""
     if folder.exists():
         return
@@ -47,14 +67,31 @@ def collect(photos: Path, folder: Path, copies: int) -> None:
         (unfinished / name).mkdir(parents=True)
     for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
         name = subset(number)
-        for copy in range(copies if name == "train" else 1):
-            shutil.copy(photo, unfinished / name / f"{photo.stem}_{copy}.jpg")
+        copies = stage.copies if name == "train" else 1
+        targets = [unfinished / name / f"{photo.stem}_{copy}.jpg" for copy in range(copies)]
+        shutil.copy(photo, targets[0])
+        if stage.crops:
+            save_crops(photo, targets[1:])
+        else:
+            for target in targets[1:]:
+                shutil.copy(photo, target)
     with tarfile.open(photos / ARCHIVE) as archive:
-        for member in archive:
-            if member.isfile():
-                member.name = Path(member.name).name
-                archive.extract(member, unfinished / "train", filter="data")
+        small = {Path(member.name).name: member for member in archive if member.isfile()}
+        for name in sorted(small)[:: stage.small]:
+            small[name].name = name
+            archive.extract(small[name], unfinished / "train", filter="data")
     unfinished.rename(folder)
+
+
+def save_crops(photo: Path, targets: list[Path]) -> None:
+    """Saves random square crops. The side of each is at least half of the photograph's shorter side."""
+    generator = random.Random(photo.name)
+    with Image.open(photo) as image:
+        width, height = image.size
+        for target in targets:
+            side = round(min(width, height) * generator.uniform(0.5, 1))
+            left, top = generator.randint(0, width - side), generator.randint(0, height - side)
+            image.convert("RGB").crop((left, top, left + side, top + side)).save(target, quality=95)
 
 
 def main() -> None:
@@ -65,14 +102,32 @@ def main() -> None:
     if not (options.photos / ARCHIVE).is_file():
         raise UserError(f"{options.photos} has no {ARCHIVE}: docs/pretrained.md says where the photographs come from")
     trained: list[Path] = []
-    for stage, (copies, processes, flags) in STAGES.items():
-        images, output = options.folder / f"{stage}_photos", options.folder / stage
-        collect(options.photos, images, copies)
+    for name, stage in STAGES.items():
+        images, output = options.folder / f"{name}_photos", options.folder / name
+        collect(options.photos, images, stage)
+        flags = [*NETWORK.split(), *stage.flags.split(), "--images", images, "--output", output]
         start = ["--init-from", trained[-1]] if trained else []
-        command = [ROOT / "main.py", *NETWORK.split(), *flags.split(), *start, "--images", images, "--output", output]
-        run(*TORCHRUN, "--nproc-per-node", processes, *command)
+        run(*TORCHRUN, "--nproc-per-node", stage.processes, ROOT / "main.py", *flags, *start)
         trained.append(output / "checkpoints/best_colorizer.pt")
-    run(ROOT / "colorize.py", "--checkpoint", trained[-1], "--export", options.folder / "photos.pt")
+    mean = options.folder / "mean.pt"
+    average(trained, images / "val", mean)
+    run(ROOT / "colorize.py", "--checkpoint", mean, "--export", options.folder / "photos.pt")
+
+
+def average(checkpoints: list[Path], photos: Path, target: Path) -> None:
+    """Writes a checkpoint with the means of the weights. Its saturation gives `photos` their mean chroma."""
+    loaded = [load_colorizer(path) for path in checkpoints]
+    states = [network.state_dict() for network, _ in loaded]
+    content = loaded[-1][1]
+    content["model"] = {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[-1].items()
+    }
+    checkpoint.save(content, target)
+    model = Predictor.load(target, torch.device("cpu"))
+    predicted, true = np.mean([chroma.compare(model, path)[0, :2] for path in sorted(photos.iterdir())], axis=0)
+    content["metrics"]["saturation"] = min(float(true / predicted), Constants.MAX_AUTO_SATURATION)
+    checkpoint.save(content, target)
 
 
 def run(*arguments: object) -> None:

@@ -140,7 +140,7 @@ def test_the_margin_mirrors_the_photograph_on_all_sides(width: int, height: int)
 
 def test_a_mirrored_photograph_has_mirrored_colors(pretrained: Path) -> None:
     model = colorize.load(pretrained)
-    assert (model.margin, model.side, model.average_flipped) == (16, 192, True)
+    assert (model.margin, model.side, model.average_flipped) == (16, 256, True)
     seen = model_input(Photo(Image.fromarray(picture(2, 90, 128)), None), model.margin, model.side).lightness
     ab = model.predict(seen)
     assert np.abs(ab).max() > 1
