@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,14 +68,10 @@ def collect(photos: Path, folder: Path, stage: Stage) -> None:
         (unfinished / name).mkdir(parents=True)
     for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
         name = subset(number)
-        copies = stage.copies if name == "train" else 1
-        targets = [unfinished / name / f"{photo.stem}_{copy}.jpg" for copy in range(copies)]
-        shutil.copy(photo, targets[0])
-        if stage.crops:
-            save_crops(photo, targets[1:])
-        else:
-            for target in targets[1:]:
-                shutil.copy(photo, target)
+        shutil.copy(photo, unfinished / name)
+        if name == "train":
+            targets = [unfinished / name / f"{photo.stem}_{copy}.jpg" for copy in range(1, stage.copies)]
+            save_copies(photo, targets, stage.crops)
     with tarfile.open(photos / ARCHIVE) as archive:
         small = {Path(member.name).name: member for member in archive if member.isfile()}
         for name in sorted(small)[:: stage.small]:
@@ -83,15 +80,19 @@ def collect(photos: Path, folder: Path, stage: Stage) -> None:
     unfinished.rename(folder)
 
 
-def save_crops(photo: Path, targets: list[Path]) -> None:
-    """Saves random square crops. The side of each is at least half of the photograph's shorter side."""
-    generator = random.Random(photo.name)
-    with Image.open(photo) as image:
-        width, height = image.size
+def save_copies(photo: Path, targets: list[Path], crops: bool) -> None:
+    """Copies a photograph, or saves random square crops whose side is at least half of its shorter side."""
+    if not crops:
         for target in targets:
-            side = round(min(width, height) * generator.uniform(0.5, 1))
-            left, top = generator.randint(0, width - side), generator.randint(0, height - side)
-            image.convert("RGB").crop((left, top, left + side, top + side)).save(target, quality=95)
+            shutil.copy(photo, target)
+        return
+    generator = random.Random(photo.name)
+    with Image.open(photo) as file:
+        image = file.convert("RGB")
+    for target in targets:
+        side = round(min(image.size) * generator.uniform(0.5, 1))
+        left, top = (generator.randint(0, length - side) for length in image.size)
+        image.crop((left, top, left + side, top + side)).save(target, quality=95)
 
 
 def main() -> None:
@@ -116,18 +117,14 @@ def main() -> None:
 
 def average(checkpoints: list[Path], photos: Path, target: Path) -> None:
     """Writes a checkpoint with the means of the weights. Its saturation gives `photos` their mean chroma."""
-    loaded = [load_colorizer(path) for path in checkpoints]
-    states = [network.state_dict() for network, _ in loaded]
-    content = loaded[-1][1]
-    content["model"] = {
-        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
-        for name, value in states[-1].items()
-    }
-    checkpoint.save(content, target)
-    model = Predictor.load(target, torch.device("cpu"))
-    predicted, true = np.mean([chroma.compare(model, path)[0, :2] for path in sorted(photos.iterdir())], axis=0)
-    content["metrics"]["saturation"] = min(float(true / predicted), Constants.MAX_AUTO_SATURATION)
-    checkpoint.save(content, target)
+    networks, contents = zip(*map(load_colorizer, checkpoints))
+    states = [network.state_dict() for network in networks]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    networks[-1].load_state_dict(mean)
+    model = replace(Predictor.load(checkpoints[-1], torch.device("cpu")), network=networks[-1].eval())
+    predicted, true = np.mean([chroma.compare(model, path)[0, :2] for path in photos.iterdir()], axis=0)
+    metrics = {**contents[-1]["metrics"], "saturation": min(float(true / predicted), Constants.MAX_AUTO_SATURATION)}
+    checkpoint.save({**contents[-1], "model": networks[-1].state_dict(), "metrics": metrics}, target)
 
 
 def run(*arguments: object) -> None:

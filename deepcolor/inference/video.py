@@ -45,7 +45,7 @@ def colorize_frames(
 
     Args:
         predictor: a trained colorizer.
-        frames: pairs of anything, which is passed on, and a frame. They are read up to 60 frames ahead, in a thread.
+        frames: pairs of anything, which is passed on, and a frame. A thread reads about 40 frames ahead.
         saturation: factor of the predicted ab. None: that of the checkpoint.
 
     Yields:
