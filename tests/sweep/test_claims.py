@@ -80,7 +80,7 @@ def test_a_sweep_that_is_killed_at_random_moments_loses_nothing(
     photos: Path, tmp_path: Path, jobs: int, count: int
 ) -> None:
     """Every other time the program saves its state all the time, so that the moment can fall into the saving."""
-    flags = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --epoch 4 10 --batch-size 4".split()
+    flags = "--device cpu --activation sigmoid --lr 0.003 --weight-decay 0 --epoch 2 6 --batch-size 4".split()
     command = ["--images", photos, *flags]  # both networks
     began = time.monotonic()
     expected = result_of(tmp_path / "alone", *command, "--jobs", "1")
