@@ -33,13 +33,16 @@ cp "$1" "$(dirname "$0")/slurm_script"
 shift
 exec bash "$(dirname "$0")/slurm_script" "$@"
 """
-# What makes every command short: lines that are added to files.
+# What makes every command short: file -> constants and their values.
 SMALL = {
-    "Constants.py": """
-LEARNING_RATES, EPOCHS, WEIGHT_DECAYS, STUDY_FEATURE_MAPS = [0.001], [1, 2], [0], [3, 5]
-FINE_TUNING["epoch"] = [1]
-""",
-    "deepcolor/data/sample_photos.py": 'PHOTOGRAPHS = ["astronaut.png"]\n',
+    "Constants.py": {
+        "LEARNING_RATES": [0.001],
+        "EPOCHS": [1, 2],
+        "WEIGHT_DECAYS": [0],
+        "STUDY_FEATURE_MAPS": [3, 5],
+        "FINE_TUNING": {**Constants.FINE_TUNING, "epoch": [1]},
+    },
+    "deepcolor/data/sample_photos.py": {"PHOTOGRAPHS": ["astronaut.png"]},
 }
 
 
@@ -50,9 +53,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "*.pt"))
     shutil.copy(Constants.PRETRAINED, folder / "pretrained")
     shutil.rmtree(folder / "data" / "train")
-    for path, lines in SMALL.items():
-        with (folder / path).open("a") as file:
-            file.write(lines)
+    for path, constants in SMALL.items():
+        text = (folder / path).read_text()
+        for name, values in constants.items():
+            assert len(re.findall(rf"^{name} = ", text, re.M)) == 1
+            text += f"{name} = {values}\n"
+        (folder / path).write_text(text)
     for number in range(10):
         write(folder / "my_photos" / f"{number}.jpg", picture(number))
     write(folder / "grandma.jpg", picture(10, 300, 200))

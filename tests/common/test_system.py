@@ -51,11 +51,10 @@ def run_without_linux(folder: Path, program: str, *arguments: object) -> str:
 @pytest.mark.slow
 def test_a_sweep_with_two_jobs_and_thirty_photographs_without_what_only_linux_has(photos: Path, tmp_path: Path) -> None:
     flags = "--device cpu --network colorizer --activation tanh --lr 0.003 0.001 --weight-decay 0 --epoch 2".split()
-    said = run_without_linux(tmp_path, "main", "--images", photos, "--output", tmp_path / "out", *flags, "--jobs", 2)
+    command = ["--images", photos, *flags, "--jobs"]
+    said = run_without_linux(tmp_path, "main", "--output", tmp_path / "out", *command, 2)
     assert "2 at once" in said
-    assert (
-        differences(tmp_path / "out", result_of(tmp_path / "expected", "--images", photos, *flags, "--jobs", 1)) == []
-    )
+    assert differences(tmp_path / "out", result_of(tmp_path / "expected", *command, 1)) == []
     for number in range(PHOTOS):
         write(tmp_path / f"mine/{number}.png", picture(number))
     said = run_without_linux(tmp_path, "colorize", "mine", "--output", "colored", "--checkpoint", "out")
