@@ -46,6 +46,7 @@ RECIPES = {
         "epoch": [600],
         "weight_decay": [0],
         "feature_maps": [(16, 32, 64, 64, 64, 64)],
+        "skip": [True],
         "schedule": ["cosine"],
         "warmup_steps": [100],
     },

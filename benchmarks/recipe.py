@@ -34,6 +34,7 @@ RECIPES = {
     "the report's: 3 maps, constant 0.001": {},
     "constant learning rate 0.003": CONSTANT,
     "constant learning rate 0.001": {**CONSTANT, "lr": 0.001},
+    "no skip connections": {**BEST, "skip": False},
     "no warm-up": {**BEST, "warmup_steps": 0},
     "learning rate 0.001": {**BEST, "lr": 0.001},
     "learning rate 0.01": {**BEST, "lr": 0.01},
