@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import Constants
 from Colorizer import Colorizer
@@ -58,6 +60,8 @@ class Predictor:
         )
         # The other networks see an image exactly as in training.
         if hasattr(network, "mobilenet"):
+            _fold_batch_norms(network)
+            network.to(memory_format=torch.channels_last)
             return replace(predictor, side=Constants.PHOTO_SIDE, margin=Constants.MARGIN, average_flipped=True)
         return predictor
 
@@ -109,6 +113,15 @@ class Predictor:
     def use_one_thread() -> None:
         """Limits PyTorch to one thread in this process, because other processes or threads use the other cores."""
         torch.set_num_threads(1)
+
+
+def _fold_batch_norms(network: nn.Module) -> None:
+    """Replaces each convolution and the BatchNorm2d after it by one convolution, which is faster. In eval mode."""
+    for block in network.modules():
+        if isinstance(block, nn.Sequential):
+            for index, (layer, norm) in enumerate(pairwise(block)):
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    block[index], block[index + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
 
 
 def _metric(content: dict, name: str, default: float) -> float:

@@ -1,4 +1,4 @@
-"""--saturation, the network that is taken without --checkpoint, the margin, and export in half precision."""
+"""--saturation, the network that is taken without --checkpoint, its speed-up, the margin, export in half precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ from deepcolor.data.image_io import Photo
 from deepcolor.inference.full_resolution import model_input, predict_ab
 from deepcolor.inference.predictor import Predictor
 from deepcolor.training import checkpoint
+from deepcolor.training.trained_colorizer import load_colorizer
 
 Run = Callable[..., object]
 
@@ -150,6 +151,15 @@ def test_a_mirrored_photograph_has_mirrored_colors(pretrained: Path) -> None:
     assert (clips.margin, clips.side) == (8, 128)
     one_sided = [clips.predict(image) for image in (seen, np.ascontiguousarray(seen[:, ::-1]))]
     np.testing.assert_allclose((one_sided[0] + one_sided[1][..., ::-1]) / 2, ab, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_folded_batch_norms_do_not_change_the_prediction() -> None:
+    predictor = Predictor.load(Constants.PRETRAINED, torch.device("cpu"))
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in predictor.network.modules())
+    network, _ = load_colorizer(Constants.PRETRAINED)
+    lightness = torch.from_numpy(np.stack([srgb_to_lightness(picture(n, 96, 160)) for n in range(2)])[:, None])
+    torch.testing.assert_close(predictor.forward(lightness), network.eval()(lightness) * 128, rtol=0, atol=1e-3)
 
 
 def test_export_in_half_precision(run_colorize: Run, pretrained: Path, tmp_path: Path) -> None:
