@@ -29,11 +29,12 @@ from deepcolor.data.dataset import LabDataModule
 from deepcolor.reporting.results import best_of_each, has_finite_error, to_rows
 from deepcolor.sweep import feature_map_study
 from deepcolor.training.checkpoint import find_models, load_usable
+from deepcolor.training.config import GRID_KEYS
 from deepcolor.training.paths import RunPaths
 from Regressor import Regressor
 from utils import UserError, format_value
 
-_HEADINGS = {"lr": "learning rate", "weight_decay": "weight decay", "feature_maps": "feature maps", "seed": "seed"}
+_TABLE_1 = ("lr", "epoch", "weight_decay")
 # Heading -> column of results.csv and its format.
 _BEST = {
     "learning rate": ("lr", "g"),
@@ -60,26 +61,32 @@ def pivot(head: Sequence[str], cells: Sequence[tuple[tuple, dict, str]]) -> str:
 
 
 def varied(rows: Sequence[dict]) -> list[str]:
-    """Returns which of the number of feature maps and the seed differ between the rows."""
-    return [name for name in ("feature_maps", "seed") if len({format_value(row[name]) for row in rows}) > 1]
+    """Returns the hyperparameters that differ between the rows and are not part of Table 1."""
+    further = [name for name in GRID_KEYS if name not in _TABLE_1 and name in rows[0]]
+    return [name for name in further if len({format_value(row[name]) for row in rows}) > 1]
+
+
+def heading(name: str) -> str:
+    return "learning rate" if name == "lr" else name.replace("_", " ")
 
 
 def combinations(rows: Sequence[dict]) -> str:
     """Returns the test mse of each combination."""
-    columns = ["lr", "epoch", "weight_decay", *varied(rows)]
+    columns = [*_TABLE_1, *varied(rows)]
     cells = []
     for row in rows:
         text = f"{row['test_mse']:.6f}" if row["status"] == "done" else f"diverged ({row['diverged_epoch']})"
         cells.append((tuple(row[column] for column in columns), row, text))
-    return pivot([_HEADINGS.get(column, column) for column in columns], cells)
+    return pivot([*map(heading, columns)], cells)
 
 
 def best(rows: Sequence[dict]) -> str:
     """Returns the scores of the best combination of each network and activation by the validation images."""
-    columns = {**{_HEADINGS[name]: (name, "") for name in varied(rows)}, **_BEST}
+    columns = {**{heading(name): (name, "") for name in varied(rows)}, **_BEST}
     lines = []
     for task, row in best_of_each(rows).items():
-        cells = ("" if row[column] == "" else format(row[column], form) for column, form in columns.values())
+        found = [(row[column], form) for column, form in columns.values()]
+        cells = (format(value, form) if form and value != "" else format_value(value) for value, form in found)
         lines.append([" ".join(task).strip(), *cells])
     return common.markdown(["best", *columns], lines)
 
@@ -106,7 +113,7 @@ def report(title: str, folders: Sequence[Path]) -> None:
         raise UserError(f"{title}: trained on different images; leave --pool out")
     rows = to_rows(models)
     print(f"## {title}", combinations(rows), best(rows), sep="\n\n", end="\n\n")
-    if "feature_maps" in varied(models):
+    if "feature_maps" in varied(rows):
         print(study(models), end="\n\n")
 
 
