@@ -20,6 +20,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ import Constants
 from deepcolor.common import cli
 from deepcolor.common.cli import printable
 from deepcolor.common.files import check_writable, remove_abandoned
+from deepcolor.common.signals import StopFlag
 from deepcolor.common.system import available_cores, keep_freed_memory
 from deepcolor.data.image_io import Photo, Unreadable
 from deepcolor.inference.full_resolution import colorize_photo
@@ -163,15 +165,10 @@ def process(tasks: list[ColorizeTask], options: argparse.Namespace, work: Callab
     results = []
     tqdm.set_lock(threading.RLock())  # the default is a semaphore of the system, which exit_now would leave behind
     seconds = progress_seconds()
-    with tqdm(
-        total=len(tasks),
-        desc=f"{verb.removesuffix('e')}ing",
-        unit=" photos",
-        leave=False,
-        disable=alone,
-        mininterval=seconds,
-    ) as bar:
-        for task, result in color_files(tasks, model, work):
+    show = partial(tqdm, desc=f"{verb.removesuffix('e')}ing", unit=" photos", leave=False, mininterval=seconds)
+    # Signals are handled before the bar appears, so that the line about a stop does not continue the bar's line.
+    with nullcontext() if alone else StopFlag() as stop, show(total=len(tasks), disable=alone) as bar:
+        for task, result in color_files(tasks, model, work, stop):
             if result and isinstance(result, str):
                 bar.write(f"colorize.py: cannot {verb} {printable(task.source)}: {result}", sys.stderr)
             else:

@@ -66,12 +66,12 @@ def color_file(
 
 
 def color_files(
-    tasks: Sequence[ColorizeTask], predictor: "Predictor", work: Callable[..., str | dict] = color_file
+    tasks: Sequence[ColorizeTask], predictor: "Predictor", work: Callable[..., str | dict], stop: StopFlag | None
 ) -> Iterator[Result]:
     """Calls `work(task, load, threads)` for photographs, several in parallel, and yields each result when it is ready.
 
     A photograph that kills its process is reported as failed, and the others are colored. Raises Interrupted after a
-    stop signal; the pictures written so far are complete.
+    stop signal; the pictures written so far are complete. A single photograph needs no `stop`.
     """
     cores = available_cores()
     if len(tasks) == 1:  # a thread starts faster than a process. Without it, signals would wait for the decoder.
@@ -82,12 +82,11 @@ def color_files(
     load = functools.partial(_load_once, predictor.path, predictor.device)
     color = functools.partial(work, load=load, threads=max(1, cores // workers))
     waiting = deque(tasks)
-    with StopFlag() as stop:
-        while waiting:
-            suspects = yield from _run_pool(workers, color, waiting, stop)
-            for task in suspects:  # A worker died. Only the photograph that killed it kills a second one.
-                if (yield from _run_pool(1, color, deque([task]), stop)):
-                    yield task, "its process was killed, perhaps because memory ran out"
+    while waiting:
+        suspects = yield from _run_pool(workers, color, waiting, stop)
+        for task in suspects:  # A worker died. Only the photograph that killed it kills a second one.
+            if (yield from _run_pool(1, color, deque([task]), stop)):
+                yield task, "its process was killed, perhaps because memory ran out"
 
 
 def _run_pool(

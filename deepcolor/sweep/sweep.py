@@ -127,7 +127,7 @@ class Sweep:
         jobs = self.choose_jobs(requested_jobs, seconds, remaining)
         where = f"{self.describe_device()}, {jobs} at once" if jobs > 1 else self.describe_device()
         print(f"About {format_seconds(seconds / jobs)} for {len(remaining)} training runs on {where}.", flush=True)
-        with SweepBar(seconds) as bar, StopFlag() as stop:
+        with StopFlag() as stop, SweepBar(seconds) as bar:
             if jobs == 1:
                 return [line for _, line in self.train_unclaimed(costs, bar, stop)]
             self._free_device_memory()
