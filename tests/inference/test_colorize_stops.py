@@ -112,6 +112,13 @@ def test_a_stop_while_photographs_are_decoded(start: Callable[..., Process], nam
 
 
 @pytest.mark.slow
+def test_a_stop_while_the_progress_bar_appears(start: Callable[..., Process]) -> None:
+    with start("time.sleep(60)") as process:
+        assert wait_until(lambda: f"0/{PHOTOS}" in process.logs[1].read_text(), pause=0)
+        check_stopped(process, signal.SIGTERM, group=True)
+
+
+@pytest.mark.slow
 def test_the_workers_end_when_the_program_is_killed(start: Callable[..., Process], tmp_path: Path) -> None:
     with start("time.sleep(0.2)") as process:
         assert wait_until(lambda: list((tmp_path / "out").glob("*_color.png")))
