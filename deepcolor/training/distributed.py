@@ -135,7 +135,7 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def launch(main: Callable[[DistributedContext], int]) -> int:
-    """Runs `main` as the only process or as one of torchrun's ranks, and returns its exit code.
+    """Runs `main` as the only process, and returns its exit code, or as one of torchrun's ranks, which exits.
 
     Ranks other than 0 print nothing but the reason of a failure that no other rank has printed.
     """
@@ -151,7 +151,7 @@ def launch(main: Callable[[DistributedContext], int]) -> int:
     if code:
         _fail(context, code, reason)
     dist.destroy_process_group()
-    return 0
+    return cli.exit_now(0)  # the interpreter's clean-up aborts if a thread of gloo has not ended
 
 
 def _join(context: DistributedContext) -> DistributedContext:

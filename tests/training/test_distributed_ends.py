@@ -86,6 +86,15 @@ def test_two_ranks_learn_what_a_single_process_learns(finished: Process, data: L
     assert abs(found - late) < tolerance
 
 
+@pytest.mark.slow
+def test_ranks_end_without_the_clean_up_of_the_interpreter(photos: Path, tmp_path: Path) -> None:
+    """It aborts now and then, while threads of gloo still end."""
+    started = program(tmp_path, "import atexit\natexit.register(os._exit, 3)")
+    command = ["--images", photos, *SHORT, "--network", "regressor", "--output", "out"]
+    with torchrun(*command, cwd=tmp_path, program=started) as process:
+        assert process.finish() == 0, process.stderr
+
+
 # Rank 1 waits for a signal in the third epoch of a run, and the other ranks wait for it.
 HOLD = """
 from deepcolor.training.trainer import Trainer
